@@ -34,7 +34,7 @@ use crate::typed::{NAMESPACE, ask, code, events, on, topic};
 const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 const SHIM: &str = "shim";
 
-/// The pod `pod`, as a client sees it.
+/// The pod `pod`, and its client.
 struct Pod {
     controller: ControllerClient<Channel>,
     channel: Channel,
@@ -105,7 +105,7 @@ impl Pod {
         ask_pod!(self.shutdown, ControllerShutdownRequest {}).map(drop)
     }
 
-    /// Creates a container of the pod that runs `script`, and starts it.
+    /// Creates and starts a container of the pod that runs `script`.
     async fn run(&self, dir: &Path, id: &str, script: &str) -> Result<u32, Status> {
         let linux = json!({ "namespaces": [{ "type": "pid" }, { "type": "mount" }] });
         self.run_with(dir, id, script, linux).await
@@ -167,7 +167,7 @@ impl Pod {
     }
 }
 
-/// A root file system with busybox.
+/// Makes a root file system with busybox.
 fn root(dir: &Path) -> String {
     let root = dir.join("busybox-root");
     for folder in ["bin", "proc", "dev"] {
@@ -195,21 +195,21 @@ fn cgroup_is_there(cgroup: &str) -> bool {
     ["memory", "unified", ""].iter().any(|tree| found(tree))
 }
 
-/// What the next event says, which is of this topic.
+/// The next event, which has this topic.
 async fn next<M: Message + Default + TypeUrl>(told: &mut Streaming<Envelope>, topic: &str) -> M {
     let event = told.message().await.expect("the stream lasts").expect("an event");
     assert_eq!((event.namespace.as_str(), event.topic.as_str()), (NAMESPACE, topic));
     unpack(&event.event.expect("it says what it is of")).expect("of this type").expect("a whole one")
 }
 
-/// What is left of sandboxes in the daemon's state directory.
+/// The sandboxes' bundles in the daemon's state directory.
 fn bundles(daemon: &Daemon) -> Vec<String> {
     let entries = fs::read_dir(daemon.state().join("sandboxes/default")).into_iter().flatten().flatten();
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// A container that crashes again and again in a pod that lives for months: each has connections and watchers of its own,
-/// in the shim too.
+/// Containers may crash again and again in a pod that runs for months. Each has connections and watchers of its own,
+/// also in the shim.
 #[test]
 fn nothing_is_left_of_containers_that_were_deleted_from_a_pod() {
     if !is_root("a pod") {
@@ -287,7 +287,8 @@ fn a_pod_has_its_namespaces_from_its_shim_and_ends_with_its_containers() {
         for kind in ["ipc", "uts", "net"] {
             assert_ne!(namespace(&started.pid.to_string(), kind), namespace("self", kind), "{kind}");
         }
-        // Process numbers may be shared, so somebody is the first; he is of no use to others.
+        // The holder is the first process of the pid namespace, which containers may share. It has no files that they
+        // could use.
         let (holder, shim) = (started.pid.to_string(), parent_of(started.pid));
         assert_ne!(namespace(&holder, "pid"), namespace("self", "pid"));
         assert_eq!(namespace(&holder, "user"), namespace("self", "user"));
@@ -299,7 +300,7 @@ fn a_pod_has_its_namespaces_from_its_shim_and_ends_with_its_containers() {
         assert_eq!(metrics.id, "pod");
         assert!(metrics.data.unwrap().type_url.starts_with("io.containerd.cgroups.v"));
 
-        // Both in one shim, in the namespaces that their specs do not name.
+        // Both run in one shim, in the pod's namespaces unless their specs name others.
         let asks = "hostname; cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmni; trap 'exit 3' TERM; sleep 1000 & wait";
         let first = pod.run(dir, "first", asks).await.unwrap();
         let second = pod.run(dir, "second", "exec sleep 1000").await.unwrap();
@@ -326,7 +327,7 @@ fn a_pod_has_its_namespaces_from_its_shim_and_ends_with_its_containers() {
         assert_eq!(code(pod.controller.update(ask(gone))).await, Code::NotFound);
         assert_eq!(code(pod.shutdown()).await, Code::FailedPrecondition);
 
-        // One heeds the request to end, the other is killed after its time.
+        // One ends at SIGTERM, the other is killed after the timeout.
         let mut waiting = Pod::new(&channel);
         let (stopped, exit) = tokio::join!(pod.stop(1), waiting.wait());
         stopped.unwrap();
@@ -360,7 +361,7 @@ fn a_pod_has_its_namespaces_from_its_shim_and_ends_with_its_containers() {
         let mut ended = [(one.container_id, one.exit_status), (other.container_id, other.exit_status)];
         ended.sort();
         assert_eq!(ended, [("first".to_owned(), 3), ("second".to_owned(), 137)]);
-        // One exit, however many waited: what is told next is of the next one.
+        // One exit event, however many clients wait: the next event belongs to the next pod.
         pod.create(creation(&json!({}))).await.unwrap();
         let _next: SandboxCreate = next(&mut told, "/sandboxes/create").await;
         pod.shutdown().await.unwrap();
@@ -368,7 +369,7 @@ fn a_pod_has_its_namespaces_from_its_shim_and_ends_with_its_containers() {
     assert!(bundles(&daemon).is_empty());
 }
 
-/// As pods of Kubernetes with `hostUsers: false` and `shareProcessNamespace: true` are.
+/// As a pod of Kubernetes with `hostUsers: false` and `shareProcessNamespace: true`.
 #[test]
 fn a_pod_has_a_user_namespace_and_process_numbers_that_are_shared() {
     if !is_root("a pod") {
@@ -376,7 +377,7 @@ fn a_pod_has_a_user_namespace_and_process_numbers_that_are_shared() {
     }
     let daemon = Daemon::start();
     let dir = daemon.dir();
-    // Its root is not root of the host.
+    // The pod's root is not root of the host.
     run(Command::new("chmod").arg("755").arg(dir)).ok();
     run(Command::new("chown").args(["-R", "100000:100000"]).arg(root(dir))).ok();
     let maps = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
@@ -452,7 +453,7 @@ fn a_pod_has_a_user_namespace_and_process_numbers_that_are_shared() {
         pod.shutdown().await.unwrap();
         eventually("shim and holder are gone", || (!is_alive(shim) && !is_alive(holder)).then_some(()));
 
-        // Without its namespaces a pod is over.
+        // The pod ends with the holder of its namespaces.
         pod.create(creation(&document)).await.unwrap();
         let holder = pod.start().await.unwrap().pid;
         run(Command::new("kill").args(["-KILL", &holder.to_string()])).ok();
@@ -460,7 +461,7 @@ fn a_pod_has_a_user_namespace_and_process_numbers_that_are_shared() {
         assert_eq!(pod.status().await.unwrap().state, NOT_READY);
         pod.shutdown().await.unwrap();
 
-        // Nobody but `delete` ends what a shim leaves that is killed.
+        // The shim is killed, and the daemon runs its `delete`, which ends the holder.
         pod.create(creation(&document)).await.unwrap();
         let holder = pod.start().await.unwrap().pid;
         run(Command::new("kill").args(["-KILL", &parent_of(holder).to_string()])).ok();
@@ -471,7 +472,7 @@ fn a_pod_has_a_user_namespace_and_process_numbers_that_are_shared() {
     assert!(bundles(&daemon).is_empty());
 }
 
-/// A container that may trace can trace the holder, which is root of the host.
+/// A container with CAP_SYS_PTRACE can trace the holder, which runs as root of the host.
 #[test]
 fn the_holder_of_a_pod_has_no_rights() {
     if !is_root("a pod") {
@@ -513,7 +514,7 @@ fn the_holder_of_a_pod_has_no_rights() {
             let stat = fs::read_to_string(format!("/proc/{holder}/stat")).ok()?;
             stat.contains(") S ").then_some(())
         });
-        // What is left to it is reaped: nothing stays of what the container does not wait for.
+        // The holder reaps orphans of the containers.
         run(Command::new("kill").args(["-KILL", &tracer.to_string()])).ok();
         assert_eq!(pod.wait_for("tracer").await, 137);
         pod.delete("tracer").await;
@@ -554,7 +555,7 @@ fn a_pod_outlives_its_daemon_and_its_end_is_told_once() {
         let event = told.message().await.unwrap().unwrap();
         let event = SandboxExit::decode(event.event.unwrap().value.as_slice()).unwrap();
         assert_eq!((event.sandbox_id.as_str(), event.exit_status), ("pod", 255));
-        // By events: its tasks are gone soon afterwards, and then nobody can wait for them.
+        // The test takes their exits from events, since the tasks are gone soon, and cannot be waited for.
         let end = ends.message().await.unwrap().unwrap();
         let end = TaskExit::decode(end.event.unwrap().value.as_slice()).unwrap();
         assert_eq!((end.id.as_str(), end.exit_status), ("inside", 137), "its containers end with it");
@@ -569,7 +570,7 @@ fn a_pod_outlives_its_daemon_and_its_end_is_told_once() {
         assert!(status.exited_at.is_some_and(|at| at.seconds > 0));
         assert_eq!(pod.wait().await.unwrap(), 255);
         pod.shutdown().await.unwrap();
-        // What is told next is of the next one.
+        // The next event belongs to the next pod.
         pod.create(creation(&json!({}))).await.unwrap();
         assert_eq!(topic(&mut told).await, "/sandboxes/create");
         pod.shutdown().await.unwrap();
@@ -577,7 +578,7 @@ fn a_pod_outlives_its_daemon_and_its_end_is_told_once() {
     assert!(bundles(&daemon).is_empty());
 }
 
-/// The shim is not left in the namespaces of a pod that did not come to be.
+/// A shim whose pod could not be recorded is not in the pod's namespaces.
 #[test]
 fn a_pod_that_cannot_be_recorded_leaves_its_shim_at_home() {
     if !is_root("a shim") {
@@ -609,7 +610,7 @@ fn a_pod_that_cannot_be_recorded_leaves_its_shim_at_home() {
     host.delete_orphan("pod");
 }
 
-/// What every test here relies on when it fails.
+/// The other tests rely on this when they fail.
 #[test]
 fn a_pod_does_not_outlive_its_test() {
     if !is_root("a pod") {
@@ -657,12 +658,12 @@ fn what_cannot_be_a_sandbox_is_refused_and_leaves_nothing() {
             (Code::InvalidArgument, with(&|asked| asked.sandboxer.clear())),
             (Code::NotFound, with(&|asked| asked.sandboxer = "podsandbox".into())),
             (Code::InvalidArgument, with(&|asked| asked.sandbox_id = "../up".into())),
-            // Without a record there is nothing to make it from.
+            // Without a record, the daemon does not know the pod's runtime.
             (Code::NotFound, with(&|asked| asked.sandbox = None)),
             (Code::NotFound, with(&|asked| asked.sandbox = runtime("io.containerd.nosuch.v1"))),
             (Code::Unimplemented, with(&|asked| asked.rootfs = vec![Mount::default()])),
             (Code::NotFound, with(&|asked| asked.netns_path = "/run/netns/nosuch".into())),
-            // A user namespace has maps.
+            // A user namespace needs mappings.
             (
                 Code::InvalidArgument,
                 with(&|asked| asked.sandbox = linux(json!({ "namespaces": [{ "type": "user" }] }))),
@@ -678,7 +679,7 @@ fn what_cannot_be_a_sandbox_is_refused_and_leaves_nothing() {
                 Code::InvalidArgument,
                 with(&|asked| asked.sandbox = linux(json!({ "sysctl": { "net.ipv4.ip_forward": "1" } }))),
             ),
-            // The host's network, by a path: it is as it is.
+            // The host's network, by its path: refused even for the value that it has.
             (
                 Code::InvalidArgument,
                 with(&|asked| {
@@ -688,7 +689,7 @@ fn what_cannot_be_a_sandbox_is_refused_and_leaves_nothing() {
                 }),
             ),
             (Code::InvalidArgument, with(&|asked| asked.sandbox = linux(json!({ "cgroupsPath": "a:b:c" })))),
-            // Debian's shim has no sandboxes.
+            // Debian's shim does not support sandboxes.
             (Code::Unimplemented, with(&|asked| asked.sandbox = runtime("io.containerd.runc.v2"))),
         ] {
             assert_eq!(code(pod.create(request.clone())).await, expected, "{request:?}");
@@ -699,7 +700,7 @@ fn what_cannot_be_a_sandbox_is_refused_and_leaves_nothing() {
             assert_eq!(nothing, Code::NotFound);
         }
         assert_eq!(ask_pod!(pod.metrics, ControllerMetricsRequest {}).unwrap_err().code(), Code::NotFound);
-        // It has no cgroup, so no figures.
+        // The pod has no cgroup, so there are no metrics.
         pod.create(creation(&json!({}))).await.unwrap();
         assert_eq!(
             ask_pod!(pod.metrics, ControllerMetricsRequest {}).unwrap_err().code(),
@@ -712,7 +713,7 @@ fn what_cannot_be_a_sandbox_is_refused_and_leaves_nothing() {
     assert_eq!(shims.text(), daemon.pid().to_string(), "no shim is left");
 }
 
-/// As clients do whose sandboxes have another controller: they say where the task service is.
+/// Clients with a sandbox controller of their own give the address of the task service.
 #[test]
 fn a_task_is_made_by_the_shim_at_the_address_that_its_client_gives() {
     if !is_root("a pod") {
@@ -732,7 +733,7 @@ fn a_task_is_made_by_the_shim_at_the_address_that_its_client_gives() {
             "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
             "linux": { "namespaces": [{ "type": "pid" }, { "type": "mount" }] },
         });
-        // The record does not name the pod.
+        // The container's record does not name the pod.
         let container = Container {
             id: "task".into(),
             runtime: Some(ContainerRuntime { name: "io.containerd.hoist.v2".into(), options: None }),

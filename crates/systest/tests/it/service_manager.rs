@@ -8,7 +8,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use testkit::{Daemon, eventually, is_root};
 
-/// Who would be the manager: `NOTIFY_SOCKET` leads here.
+/// Stands for systemd: `NOTIFY_SOCKET` is its socket.
 struct Manager {
     dir: TempDir,
     socket: UnixDatagram,
@@ -35,7 +35,7 @@ fn the_manager_is_told_when_the_daemon_is_ready_and_when_it_stops() {
     let address = manager.dir.path().join("notify").display().to_string();
     let prepared = Daemon::start_in(&[], "", &[("NOTIFY_SOCKET", &address)]);
     assert_eq!(manager.hears(), "READY=1");
-    // Not a moment later: who is started after the daemon calls it at once.
+    // The socket accepts connections by then, since units that are ordered after the daemon call it at once.
     UnixStream::connect(prepared.socket()).expect("it listens by then");
     let mut daemon = prepared;
     assert_eq!(daemon.terminate(), Some(0));
@@ -48,7 +48,7 @@ fn a_call_that_is_under_way_is_answered_before_the_daemon_ends() {
         return;
     }
     let mut daemon = Daemon::with_busybox();
-    // Its end takes as long as its own grace, and that comes when the test says so.
+    // The container ignores SIGTERM until the test lets it end, within the timeout of `stop`.
     let program =
         "trap 'echo told' TERM; echo ready; while [ ! -e /shared/go ]; do usleep 10000; done; exit 7";
     let shared = format!("{}:/shared", daemon.dir().display());

@@ -94,7 +94,7 @@ fn python_runs_on_a_terminal() {
     let daemon = Daemon::start();
     let image = format!("{}/python", registry().host());
     daemon.hoist(["pull", "-q", &image]).ok();
-    // `script` gives the command line a terminal; what is typed comes from its standard input.
+    // `script` runs the command on a terminal, and types its own standard input there.
     let command = format!(
         "HOIST_ADDRESS={} {} run --rm -it {image} python3 -c \
          'import os,sys; print(sys.stdin.isatty(), os.isatty(1), input())'",
@@ -131,7 +131,7 @@ fn containers_reach_each_other_and_the_host_through_the_bridge() {
     daemon.hoist(["rm", "-f", "server"]).ok();
 }
 
-/// What the default filter refuses, and what it lets through.
+/// System calls that the default seccomp profile refuses, and some that it allows.
 #[test]
 fn python_meets_the_filter() {
     let daemon = Daemon::start();
@@ -143,13 +143,13 @@ fn python_meets_the_filter() {
     assert_eq!(seen.stdout, "38 EPERM\n40 EPERM\n2 open\n");
 }
 
-/// What an image shows: all that is seen of its files, and the digests of their bytes.
+/// What an image contains: the metadata of its files, and the digests of their contents.
 fn shown(daemon: &Daemon, image: &str) -> BTreeMap<PathBuf, (Seen, Option<Digest>)> {
     let at = daemon.dir().join("shown");
     fs::create_dir_all(&at).expect("a writable directory");
     daemon.hoist([OsStr::new("image"), OsStr::new("mount"), OsStr::new(image), at.as_os_str()]).ok();
     let mut seen = see(&at);
-    // Nothing says when the root was made.
+    // No layer says when the root was modified.
     seen.remove(Path::new(""));
     let with_digest = |(name, seen): (PathBuf, Seen)| {
         let digest = seen.len.map(|_| Digest::of(&fs::read(at.join(&name)).expect("a file")));
@@ -160,7 +160,8 @@ fn shown(daemon: &Daemon, image: &str) -> BTreeMap<PathBuf, (Seen, Option<Digest
     shown
 }
 
-/// In either form of layers: every blob and layer is what its digest says, every file is the same, and the programs run.
+/// With layers as directories and as archives: every blob and layer has its digest, all files are the same, and the
+/// programs run.
 #[test]
 fn images_of_real_programs_are_whole_in_either_form() {
     let programs: [(&str, &[&str], &str); 3] = [

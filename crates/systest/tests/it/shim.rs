@@ -62,7 +62,7 @@ fn start_answers_in_the_form_of_who_asked() {
             (shim.connect_call().is_err() && !Path::new(socket).exists()).then_some(())
         });
     }
-    // containerd 2.3 sends parameters and reads a message, with a directory for the socket; the harness does so.
+    // containerd 2.3 sends parameters, with a directory for the socket, and reads a message. `ShimHost` does so too.
     let address = host.container("params", "true").start_shim();
     assert!(address.contains(&host.dir().join("s").display().to_string()), "{address}");
     ShimTask::at("params", &address).shutdown().unwrap();
@@ -81,7 +81,8 @@ fn the_command_line_says_what_it_is_and_refuses_what_it_does_not_know() {
     run_shim(&["-namespace", "a", "-id", "a", "serve"]).expect_code(1).expect_stderr("listening socket");
 }
 
-/// Nobody else ends what the first process of such a container leaves.
+/// The kernel does not kill the processes that its first process leaves, since the pid namespace goes on: the shim
+/// does.
 #[test]
 fn a_container_in_the_pid_namespace_of_another_ends_whole() {
     if !is_root("containers") {
@@ -118,7 +119,8 @@ fn containers_of_a_group_share_a_shim_until_the_last_is_gone() {
         let alone = host.container("alone", "exec sleep 1000").run();
         assert_eq!(first.shim_pid(), second.shim_pid());
         assert_ne!(first.shim_pid(), alone.shim_pid());
-        // Nobody's death is the others'. The bundle that the shim was started in goes first.
+        // The death of one container does not end the others. The bundle in which the shim was started is deleted
+        // first.
         first.kill("", 9).unwrap();
         assert_eq!(first.wait(""), 137);
         first.delete("").unwrap();
@@ -186,7 +188,7 @@ fn ids_of_processes_are_used_again_only_after_their_delete() {
     assert_eq!(task.delete("e").unwrap().exit_status, 5);
     assert_eq!(task.run_exec("e", "exit 6"), 6);
 
-    // One that was never started is deleted as well.
+    // An exec that was never started can be deleted as well.
     task.exec("never", "true", |_| {}).unwrap();
     task.delete("never").unwrap();
     assert_eq!(kind(task.exec("../x", "true", |_| {})), ErrorKind::InvalidArgument);
@@ -213,7 +215,7 @@ fn a_wait_for_a_deleted_process_returns_at_once() {
         let task = task.clone();
         move || task.try_wait("")
     });
-    // Deleted before it was started: it is killed, and the one who waits hears that.
+    // The delete kills the created process, and the wait returns.
     task.delete("").unwrap();
     match waiting.join().unwrap() {
         Ok(status) => assert_eq!(status, 137),
@@ -245,7 +247,7 @@ fn a_paused_container_takes_no_processes_and_can_be_killed() {
     let events = host.listen();
     let task = host.container("paused", "exec sleep 1000").create();
     let call = |method: &str| task.call::<()>(method, &task::PauseRequest { id: task.id.clone() });
-    // The runtime below could.
+    // The runtime can pause a created container, but the shim refuses it.
     let early = call("Pause").unwrap_err();
     assert!(early.is(ErrorKind::FailedPrecondition) && early.to_string().contains("start it"), "{early:?}");
     task.start("");
@@ -271,14 +273,14 @@ fn a_paused_container_takes_no_processes_and_can_be_killed() {
     assert_eq!(topics.iter().filter(|topic| *topic == "/tasks/resumed").count(), 1);
 }
 
-/// containerd's shims write what their threads do when they are asked by this signal.
+/// SIGUSR1 makes containerd's shims write the stacks of their threads.
 #[test]
 fn a_question_by_signal_does_not_end_the_shim() {
     if !is_root("a container") {
         return;
     }
     let host = ShimHost::new();
-    // A runtime that options name hands on what it begins with.
+    // An external runtime passes the signal dispositions that it inherits on to the container.
     for (id, binary) in [("asked", ""), ("asked-runc", "/usr/sbin/runc")] {
         let task = host
             .container(id, "sh -c 'kill -USR1 $$'; exit $?")
@@ -291,13 +293,14 @@ fn a_question_by_signal_does_not_end_the_shim() {
             i32::try_from(task.shim_pid()).ok().and_then(rustix::process::Pid::from_raw).expect("a pid");
         rustix::process::kill_process(shim, rustix::process::Signal::USR1).unwrap();
         task.start("");
-        // Who is started by it is ended by this signal as ever.
+        // In the container, the signal has its default action.
         assert_eq!(task.wait(""), 128 + 10, "{id}");
         task.delete("").unwrap();
     }
 }
 
-/// The container's root may signal what comes in. The shim must stay usable, or nobody could end it.
+/// The container's root may send signals to a process that enters. The shim must go on working, since only it can end
+/// the container.
 #[test]
 fn a_container_that_stops_whatever_enters_it_does_not_stop_the_shim() {
     if !is_root("a container") {
@@ -313,7 +316,7 @@ fn a_container_that_stops_whatever_enters_it_does_not_stop_the_shim() {
             let task = task.clone();
             scope.spawn(move || {
                 task.exec(&format!("e{number}"), "exit 0", |_| {}).unwrap();
-                // It may slip through, or be stopped on its way: then the call ends with an error.
+                // The process starts, or is stopped while it enters: then the call ends with an error.
                 let _either = task.try_start(&format!("e{number}"));
             });
         }
@@ -376,7 +379,7 @@ fn metrics_are_those_of_the_hosts_cgroup_version() {
     assert!(usage > 0);
 }
 
-/// Of a processor of which a fifth is allowed, and once in a while more: what was saved.
+/// A container may use a fifth of a processor, and more for a moment after it was idle (`cpu.cfs_burst_us`).
 #[test]
 fn bursts_of_version_2_are_counted() {
     use api::shim::cgroups::v2;
@@ -438,7 +441,7 @@ fn options_reach_the_shim_and_the_runtime() {
         return;
     }
     let host = ShimHost::new();
-    // A runtime that notes how it is called, and is runc otherwise.
+    // A runtime that logs its arguments, and is runc otherwise.
     let program = host.dir().join("runtime");
     let notes = host.dir().join("notes");
     let script = format!(
@@ -463,7 +466,7 @@ fn options_reach_the_shim_and_the_runtime() {
     let cgroups = std::fs::read_to_string(format!("/proc/{}/cgroup", task.shim_pid())).unwrap();
     assert!(cgroups.contains(&shim_cgroup), "{cgroups}");
     assert!(host.dir().join("state/test/options").is_dir(), "the option names where state is");
-    // A cgroup for shims is for more than one.
+    // Several shims can have the same cgroup.
     let second = host
         .container("second", "true")
         .with(|container| container.options.shim_cgroup = shim_cgroup.clone());
@@ -474,12 +477,12 @@ fn options_reach_the_shim_and_the_runtime() {
     for flag in ["--no-pivot", "--no-new-keyring", "--root"] {
         assert!(create.contains(flag), "{create}");
     }
-    // The daemon's is not the container's: runc would wait for word from it.
+    // The daemon's `NOTIFY_SOCKET` is not the container's: runc would wait for a message of the container to it.
     assert!(notes.lines().all(|line| line.ends_with(" notices:")), "{notes}");
     eventually("the shim is gone", || task.connect_call().err());
 }
 
-/// Those that the runtime of the shim's own is told of, too.
+/// The same for the runtime that is linked into the shim.
 #[test]
 fn options_reach_the_built_in_runtime() {
     if !is_root("a container") {
@@ -494,7 +497,7 @@ fn options_reach_the_built_in_runtime() {
             container.options.no_pivot_root = is_asked_for;
             container.options.no_new_keyring = is_asked_for;
         });
-        // The shim is there before its container, and found again.
+        // The shim runs before its container is created, so that strace can attach to it.
         let shim = ShimTask::at(id, &container.start_shim());
         let mut strace = Command::new("strace");
         strace.args(["-f", "-e", "trace=pivot_root,chroot", "-o"]).arg(&calls);
@@ -545,7 +548,7 @@ fn shims_that_start_together_share_a_cgroup() {
     }
 }
 
-/// What a test leaves would stay until the machine ends.
+/// Otherwise a test's cgroups would stay until the machine is restarted.
 #[test]
 fn a_host_of_shims_takes_its_cgroups_along() {
     if !is_root("a container") {
@@ -561,7 +564,7 @@ fn a_host_of_shims_takes_its_cgroups_along() {
     assert_eq!(found(), "");
 }
 
-/// As on a full disk: the container is there, and what tells of it cannot be written.
+/// As on a full disk: the container is created, but its pid file cannot be written.
 #[test]
 fn a_creation_that_fails_late_leaves_no_container() {
     if !is_root("a container") {
@@ -569,7 +572,7 @@ fn a_creation_that_fails_late_leaves_no_container() {
     }
     let host = ShimHost::new();
     for (id, binary) in [("late", ""), ("late-runc", "/usr/sbin/runc")] {
-        // A directory is in the way of the file.
+        // A directory takes the place of the file.
         std::fs::create_dir_all(host.bundle(id).join(".init.pid.new")).unwrap();
         let refused = host
             .container(id, "exec sleep 1000")
@@ -587,7 +590,7 @@ fn a_creation_that_fails_late_leaves_no_container() {
     }
 }
 
-/// The kernel here may be too new for criu, so a stand-in takes the call.
+/// criu may not support this kernel, so a script takes the runtime's call.
 #[test]
 fn a_checkpoint_is_made_by_a_runtime_that_can() {
     if !is_root("a container") {
@@ -628,7 +631,7 @@ fn a_checkpoint_is_made_by_a_runtime_that_can() {
     let expected = "checkpoint --image-path /var/images --work-path /var/work --tcp-established --leave-running \
                     --manage-cgroups-mode soft frozen\n";
     assert!(noted.ends_with(expected), "{noted}");
-    // One that continues another, which both containerd and the runtime call its parent.
+    // An incremental checkpoint, whose predecessor containerd and the runtime call its parent.
     let options = CheckpointOptions { parent_path: "../before".into(), ..Default::default() };
     request.options.as_mut().unwrap().value = options.encode_to_vec();
     task.call::<()>("Checkpoint", &request).unwrap();
@@ -647,7 +650,7 @@ fn pipes_belong_to_whom_the_options_name() {
     }
     let host = ShimHost::new();
     let (first, further) = (host.dir().join("first"), host.dir().join("further"));
-    // The user of the container, which is root, gets them last, as with runc; their group stays.
+    // As with runc, the streams then get the container's user, root, as their owner, and keep the group of the options.
     let tell = "stat -L -c %u:%g /proc/self/fd/1";
     let task = host
         .container("owner", &format!("{tell}; exec sleep 1000"))
@@ -689,7 +692,7 @@ fn a_shim_that_is_about_to_end_makes_no_containers() {
     if !is_root("a shim") {
         return;
     }
-    // Nobody takes its events, so that it lingers a moment.
+    // Nobody receives its events, so that the shim waits a moment before it ends.
     let host = ShimHost::new();
     let task = host.container("one", "true").in_group("io.containerd.runc.v2.group", "g").run();
     let mut open = UnixStream::connect(task.address.strip_prefix("unix://").unwrap()).unwrap();
@@ -699,13 +702,13 @@ fn a_shim_that_is_about_to_end_makes_no_containers() {
     let request = task.request("Create", &two.request);
     let outcome = ttrpc::Blocking::new(open.try_clone().unwrap()).call::<task::CreateTaskResponse>(&request);
     assert!(outcome.unwrap_err().is(ErrorKind::Unavailable));
-    // It ends all the same, within its time.
+    // The shim still ends in time.
     open.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     assert!(matches!(open.read(&mut [0]), Ok(0)));
     assert!(!host.dir().join("b/two/runtime.json").exists());
 }
 
-/// Descriptors are few; who comes when there are none left waits, and the shim does not spin.
+/// If the limit on open files is reached, new connections wait, and the shim does not spin.
 #[test]
 fn a_shim_without_descriptors_left_goes_on_when_some_are_free_again() {
     if !is_root("a container") {
@@ -727,7 +730,7 @@ fn a_shim_without_descriptors_left_goes_on_when_some_are_free_again() {
     task.end();
 }
 
-/// What a peer may send that is no client.
+/// Frames of peers that do not speak ttrpc, or break its rules.
 #[test]
 fn hostile_frames_do_not_disturb_the_others() {
     if !is_root("a container") {
@@ -758,7 +761,7 @@ fn hostile_frames_do_not_disturb_the_others() {
         peer.write_all(&bytes).unwrap();
         peers.push(peer);
     }
-    // One that asks and never reads.
+    // A peer that sends requests, and never reads the answers.
     let mut deaf = connect();
     deaf.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
     let bad = frame(0, 2, 1).repeat(1000);
@@ -767,7 +770,7 @@ fn hostile_frames_do_not_disturb_the_others() {
     assert_eq!(task.status(""), Status::Running);
     assert_eq!(task.run_exec("e", "exit 4"), 4);
     assert!(before < 30 << 20, "{before} bytes");
-    // It waits, and does not spin.
+    // The shim waits for it without spinning.
     let ticks = || cpu_ticks(task.shim_pid());
     let (begun, at) = (ticks(), Instant::now());
     while at.elapsed() < Duration::from_millis(500) {
@@ -778,15 +781,15 @@ fn hostile_frames_do_not_disturb_the_others() {
     drop(peers);
 }
 
-/// User and system time in hundredths of a second (proc_pid_stat(5)).
+/// User and system time in clock ticks, of 10 ms each (proc_pid_stat(5)).
 fn cpu_ticks(pid: u32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a living process");
     let fields: Vec<&str> = text[text.rfind(')').expect("a name") + 2..].split(' ').collect();
     fields[11].parse::<u64>().expect("a number") + fields[12].parse::<u64>().expect("a number")
 }
 
-/// As under rootlesskit: nobody's root but in a user namespace, with the directories of a user. What needs more (its
-/// score when memory is short, cgroups that are not the user's) is left out.
+/// As with rootlesskit, the shim is root only in a user namespace. What needs more rights is left out: its OOM score,
+/// and cgroups that do not belong to the user.
 #[test]
 fn a_shim_of_a_user_without_privileges_runs_containers() {
     if !is_root("a user namespace for another user") {
@@ -797,7 +800,8 @@ fn a_shim_of_a_user_without_privileges_runs_containers() {
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let (shim, program) = (dir.path().join("shim"), dir.path().join("as-user"));
     testkit::executable_copy(&testkit::shim_program(), &shim);
-    // Busybox's shell has a `setpriv` of its own. What the daemon makes, which would be the user's, too, becomes the user's.
+    // By its path, since busybox's `setpriv` has other flags. The state directory, which the daemon of that user would
+    // have made, is given to the user.
     let script = format!(
         "#!/bin/sh\nchown -R {USER}:{USER} ../..\nexec /usr/bin/setpriv --reuid {USER} --regid {USER} --clear-groups \
          /usr/bin/unshare --user --map-root-user --mount {} \"$@\"\n",
@@ -806,7 +810,7 @@ fn a_shim_of_a_user_without_privileges_runs_containers() {
     testkit::executable(&program, &script);
     let host = ShimHost::with_program(program);
     std::fs::set_permissions(host.dir(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    // Whether a cgroup is asked for by name or not.
+    // With and without a cgroup in the spec.
     for (id, cgroup) in [("unnamed", String::new()), ("named", format!("{}/named", host.cgroup()))] {
         let output = host.dir().join(id);
         let task = host

@@ -13,7 +13,7 @@ use crate::checkpoint::criu_works;
 const RUNTIME: &str = "io.containerd.hoist.v2";
 const IMAGE: &str = "docker.io/library/busybox:latest";
 
-/// Debian's containerd, with our shim in its PATH and an image.
+/// Debian's containerd, with an image, and Hoist's shim in its PATH.
 pub(crate) fn containerd() -> (Containerd, tempfile::TempDir) {
     let programs = tempfile::TempDir::new().expect("a temporary directory");
     let program = programs.path().join("containerd-shim-hoist-v2");
@@ -76,7 +76,7 @@ fn every_task_command_of_ctr_works_under_containerd() {
 #[test]
 fn ctr_attaches_under_containerd() {
     let (containerd, _programs) = containerd();
-    // What it says before somebody is attached may go to the one who started it.
+    // Output before somebody attaches may go to the client that started the container.
     let waits = "while [ ! -e /go ]; do echo ready; usleep 10000; done; echo attached; exit 9";
     containerd.ctr(["run", "--runtime", RUNTIME, "-d", IMAGE, "cd-waits", "sh", "-c", waits]).ok();
     let mut attached = containerd
@@ -89,7 +89,7 @@ fn ctr_attaches_under_containerd() {
     let mut lines = BufReader::new(attached.stdout.take().expect("piped")).lines();
     let mut line = || lines.next().map(|line| line.expect("text"));
     assert_eq!(line().as_deref(), Some("ready"), "it is attached");
-    // Who makes the container end may be killed with it.
+    // The exec that makes the container end may be killed with it.
     containerd.ctr(["tasks", "exec", "--exec-id", "go", "cd-waits", "touch", "/go"]);
     let last = std::iter::from_fn(line).find(|said| said != "ready");
     assert_eq!(last.as_deref(), Some("attached"));
@@ -152,7 +152,7 @@ fn many_containers_that_end_while_the_daemon_is_away_are_all_heard_of() {
         let record = daemon.state().join("tasks/default").join(id).join("exit.json");
         eventually("the exit is recorded without a daemon", || record.exists().then_some(()));
     }
-    // One of the shims dies as well, before it could tell anybody.
+    // One of the shims is killed as well, before it could report the exit.
     let id = &ids[5];
     run(Command::new("pkill").args(["-KILL", "-f", "--", &format!("-id {id} .* serve")])).ok();
     daemon.start_again();

@@ -6,9 +6,9 @@ use testkit::{ShimHost, ShimTask, eventually, is_root, shim_program};
 /// Bytes.
 const BINARY_MAX: u64 = 2_000_000;
 const PSS_MAX: u64 = 400_000;
-/// Nearly all of it is the program's file, of which a shim at rest holds few pages.
+/// Mostly pages of the program's file, of which an idle shim keeps few.
 const RSS_MAX: u64 = 1_500_000;
-/// What pieces that live longer than the work around them leave between them.
+/// Room for fragmentation: allocations that outlive those around them.
 const GROWTH_MAX: u64 = 64 << 10;
 
 #[test]
@@ -17,7 +17,7 @@ fn the_program_is_small() {
     assert!(len <= BINARY_MAX, "{len} bytes");
 }
 
-/// PSS divides what is shared by those who share it, so it is measured among ten.
+/// PSS divides shared pages by the number of their users, so ten shims are measured.
 #[test]
 fn a_shim_with_a_sleeping_container_holds_little_and_has_one_thread() {
     if !is_root("containers") {
@@ -30,7 +30,7 @@ fn a_shim_with_a_sleeping_container_holds_little_and_has_one_thread() {
     let pids: Vec<u32> = tasks.iter().map(ShimTask::shim_pid).collect();
     let mean = |key: &str| pids.iter().map(|pid| rollup(*pid, key)).sum::<u64>() / pids.len() as u64;
     println!("at first: PSS {} bytes, RSS {} bytes", mean("Pss"), mean("Rss"));
-    // It lets go of its program's pages once nothing has happened for a moment.
+    // An idle shim gives up the pages of its program after a moment.
     let rss = eventually("shims are at rest", || Some(mean("Rss")).filter(|rss| *rss <= RSS_MAX));
     let pss = mean("Pss");
     println!("at rest: PSS {pss} bytes, RSS {rss} bytes");
@@ -44,7 +44,7 @@ fn a_shim_with_a_sleeping_container_holds_little_and_has_one_thread() {
     tasks.iter().for_each(ShimTask::end);
 }
 
-/// `cargo xtask soak` does the same with more of everything.
+/// `cargo xtask soak` does the same for longer, and with more containers.
 #[test]
 fn work_leaves_no_memory_no_descriptor_and_no_child() {
     if !is_root("a container") {
@@ -69,10 +69,10 @@ fn work_leaves_no_memory_no_descriptor_and_no_child() {
     work(1, 1);
     let before = (rollup(pid, "Private_Dirty"), descriptors(pid));
     work(200, 500_000);
-    // The connections of the last calls are closed in the shim's own time.
+    // The shim closes the connections of the last calls a moment later.
     eventually("no descriptor is left", || (descriptors(pid) <= before.1).then_some(()));
     println!("private memory: {} bytes, with more work {}", before.0, rollup(pid, "Private_Dirty"));
-    // A shim at rest gives its heap's free pages back.
+    // An idle shim returns free pages of its heap.
     let after = || Some(rollup(pid, "Private_Dirty")).filter(|after| *after <= before.0 + GROWTH_MAX);
     eventually("no memory is left", after);
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();

@@ -17,7 +17,7 @@ fn fifo(host: &ShimHost, name: &str) -> PathBuf {
     path
 }
 
-/// Opens without waiting for the other end, then reads and writes as usual.
+/// Opens a fifo without waiting for the other end. Reads and writes then block as usual.
 fn open(path: &Path, access: OFlags) -> File {
     let fd = rustix::fs::open(path, access | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).unwrap();
     rustix::io::ioctl_fionbio(&fd, false).unwrap();
@@ -28,7 +28,7 @@ fn text(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
-/// Both outputs, each to an address of its own. A driver has them at its descriptors 3 and 4.
+/// Each output has a URI of its own. A log driver gets them as descriptors 3 and 4.
 #[test]
 fn every_kind_of_log_gets_the_output() {
     if !is_root("containers") {
@@ -37,7 +37,7 @@ fn every_kind_of_log_gets_the_output() {
     let host = ShimHost::new();
     let at = |name: &str| host.dir().join(name);
     let driver = at("driver");
-    // The fifth descriptor is how it says that it is ready.
+    // The driver closes descriptor 5 when it is ready.
     let script = format!(
         "#!/bin/busybox sh\nexec 5>&-\ncat <&4 > {}\n{{ echo \"$CONTAINER_NAMESPACE $CONTAINER_ID $1 $2\"; cat <&3; }} > {}\n",
         at("driven.err").display(),
@@ -55,7 +55,7 @@ fn every_kind_of_log_gets_the_output() {
             let name = format!("{id}.{stream}");
             match scheme {
                 "" | "fifo://" => fifo(&host, &name),
-                // With the directories that are missing, as containerd's shim makes them.
+                // The shim creates missing directories, as containerd's does.
                 "file://" => at("not/there").join(name),
                 _ => at(&name),
             }
@@ -82,7 +82,7 @@ fn every_kind_of_log_gets_the_output() {
         assert!(found.starts_with(begin), "{found}");
         assert_eq!(found.lines().count(), 1, "{found}");
     }
-    // One address for both, as containerd gives it: one driver, or one file in which both outputs are.
+    // containerd names one URI for both outputs: they get one driver, or one file.
     let uri = format!("binary://{}?--tag=x", driver.display());
     let task = host.container("driver", "echo hello; echo wrong >&2").stdout(uri.clone()).stderr(uri).run();
     assert_eq!(task.wait(""), 0);
@@ -104,7 +104,7 @@ fn every_kind_of_log_gets_the_output() {
     task.shutdown().unwrap();
 }
 
-/// A log that is a pipe nobody reads, by mistake or by malice.
+/// A log file that is a fifo without a reader, by mistake or by malice.
 #[test]
 fn a_log_file_that_is_a_fifo_holds_up_nobody() {
     if !is_root("a container") {
@@ -117,7 +117,7 @@ fn a_log_file_that_is_a_fifo_holds_up_nobody() {
             host.container(scheme, "true").stdout(format!("{scheme}://{}", fifo.display())).try_create();
         assert!(refused.unwrap_err().chain().contains("fifo"), "{scheme}");
     }
-    // One that somebody reads, and then no more.
+    // A fifo whose reader goes away.
     let reader = open(&fifo, OFlags::RDONLY);
     let script = "while :; do echo 0123456789012345678901234567890123456789; done";
     let task = host.container("read", script).stdout(format!("file://{}", fifo.display())).run();
@@ -139,7 +139,7 @@ fn a_log_driver_that_does_not_start_is_an_error_and_leaves_nothing() {
     let missing =
         host.container("missing", "true").stdout("binary:///nowhere/driver").try_create().unwrap_err();
     assert!(missing.message().contains("/nowhere/driver"), "{missing:?}");
-    // One that ends is ready by the first scheme, and not by the second.
+    // A driver that ends counts as ready with the first scheme, and not with the second.
     let said = "binary-v2:///bin/sh?-c=printf+x+>%265;+exec+5>%26-;+cat+<%263+>/dev/null";
     for (uri, is_ready) in [("binary:///bin/true", true), ("binary-v2:///bin/true", false), (said, true)] {
         let task = host.container("driven", "true").stdout(uri).try_create();
@@ -155,7 +155,7 @@ fn a_log_driver_that_does_not_start_is_an_error_and_leaves_nothing() {
     }
 }
 
-/// One that is slow, as with a server far away: the daemon sees the shim go, and no line is lost.
+/// A driver may be slow, for example because its server is far away. The daemon sees the shim end, and no line is lost.
 #[test]
 fn a_log_driver_writes_what_it_has_when_its_shim_was_told_to_go() {
     if !is_root("a container") {
@@ -217,7 +217,7 @@ fn a_terminal_is_sized_and_its_input_reaches_the_program() {
     assert_eq!(line(), "typed", "the terminal echoes");
     assert_eq!(line(), "37 91");
     assert_eq!(line(), "got typed");
-    // Sizes that no terminal has are taken for the largest.
+    // Sizes beyond the largest of a terminal are reduced to it.
     resize(1_000_000, 1_000_000);
     task.end();
 }
@@ -235,7 +235,7 @@ fn the_end_of_input_comes_with_close_io_and_not_before() {
         .with(|container| container.request.stdin = stdin.display().to_string())
         .run();
     for word in ["first\n", "second\n"] {
-        // A client that comes and goes is not the end.
+        // The input does not end when a client closes the fifo.
         open(&stdin, OFlags::WRONLY).write_all(word.as_bytes()).unwrap();
         eventually("the word arrives", || text(&log).ends_with(word).then_some(()));
     }
@@ -246,7 +246,7 @@ fn the_end_of_input_comes_with_close_io_and_not_before() {
     task.end();
 }
 
-/// More than any pipe holds, through a program that reads slowly.
+/// More than a pipe holds, to a program that reads slowly.
 #[test]
 fn much_input_arrives_whole() {
     if !is_root("a container") {
@@ -283,7 +283,7 @@ fn a_reader_that_vanished_is_followed_by_another_without_loss() {
     let mut line = String::new();
     first.read_line(&mut line).unwrap();
     assert_eq!(line, "line 0\n");
-    // What the buffer holds goes with this reader; the fifo keeps the rest.
+    // What this reader has buffered is lost with it; the rest is in the fifo.
     let taken = first.buffer().to_vec();
     drop(first);
     let mut rest = String::new();
@@ -291,7 +291,7 @@ fn a_reader_that_vanished_is_followed_by_another_without_loss() {
         let stdout = stdout.clone();
         move || {
             let mut text = String::new();
-            // It ends when the shim has closed its end, with the process's delete.
+            // It ends when the shim closes its end, at the process's delete.
             open(&stdout, OFlags::RDONLY).read_to_string(&mut text).unwrap();
             text
         }
@@ -307,7 +307,7 @@ fn a_reader_that_vanished_is_followed_by_another_without_loss() {
     task.shutdown().unwrap();
 }
 
-/// The container goes on, the log has what fits, and no line in it is half a line.
+/// The container runs on, and the log contains the lines that fit, each of them whole.
 #[test]
 fn a_full_disk_costs_lines_and_not_the_container() {
     if !is_root("a container") {
@@ -334,7 +334,7 @@ fn a_full_disk_costs_lines_and_not_the_container() {
             container.spec["process"] = testkit::process(&script);
         })
         .run();
-    // What the pipe still holds is less than what was lost.
+    // The pipe holds less than what was lost.
     eventually("the container is not held up by the full disk", || {
         shared.join("written").exists().then_some(())
     });

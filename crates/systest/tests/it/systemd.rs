@@ -13,7 +13,7 @@ use testkit::{Bundle, Finished, ShimHost, eventually, run};
 use crate::cgroups::{is_v2, named, read};
 use crate::runtime_bundle::read_spec;
 
-/// Whether the first process is systemd (sd_booted(3)).
+/// Whether systemd is the first process (sd_booted(3)).
 pub(crate) fn is_booted() -> bool {
     Path::new("/run/systemd/system").is_dir()
 }
@@ -24,7 +24,7 @@ fn bundle(script: &str, slice: &str) -> Bundle {
     bundle.change(|spec| spec["linux"]["cgroupsPath"] = json!(path))
 }
 
-/// Properties of a unit, `NAME=VALUE` each.
+/// Properties of a unit, each as `NAME=VALUE`.
 fn show(unit: &str, names: &[&str]) -> Vec<String> {
     let mut systemctl = Command::new("systemctl");
     systemctl.arg("show").arg(unit).args(names.iter().map(|name| format!("--property={name}")));
@@ -37,7 +37,7 @@ fn is_gone(unit: &str) -> bool {
     show(unit, &["LoadState"]) == ["LoadState=not-found"]
 }
 
-/// `hoist runtime WORDS` in a mount namespace in which `prepare` was run first.
+/// `hoist runtime WORDS` in a mount namespace of its own, after `prepare`.
 fn run_apart(bundle: &Bundle, prepare: &str, words: &[&str]) -> Finished {
     let command = bundle.command(words);
     let mut apart = Command::new("busybox");
@@ -63,7 +63,7 @@ fn without_systemd_the_error_says_what_to_do() {
     );
 }
 
-/// What containerd's configuration has as `SystemdCgroup`, on its way through the shim.
+/// `SystemdCgroup` of containerd's configuration reaches the runtime through the shim.
 #[test]
 fn the_shims_option_is_the_runtimes_flag() {
     let host = ShimHost::new();
@@ -124,10 +124,10 @@ fn a_scope_lives_as_long_as_its_container() {
     eventually("the container is up", || bundle.rootfs().join("up").exists().then_some(()));
     let own = fs::read_to_string(format!("/proc/{}/cgroup", bundle.pid())).expect("it lives");
     let place = format!("/test.slice/test-inner.slice/{unit}");
-    // systemd has no hand in those that it does not know, and none is left out.
+    // systemd does not manage these controllers of version 1. The container has a cgroup in every other hierarchy.
     let is_ours = |line: &&str| is_v2() || !line.contains(":misc:") && !line.contains(":rdma:");
     assert!(own.lines().filter(is_ours).all(|line| line.ends_with(&place)), "{own}");
-    // 15.5 % is 16 % to systemd, and exact in the kernel.
+    // systemd rounds 15.5 % up to 16 %; the kernel has the exact value.
     let common = [
         "ActiveState=active",
         "CPUQuotaPerSecUSec=160ms",
@@ -178,7 +178,7 @@ fn a_scope_lives_as_long_as_its_container() {
     assert_eq!([read(pid, file), read(pid, "pids.max")], ["134217728", "40"], "they outlive a reload");
     if is_v2() {
         assert_eq!([read(pid, "memory.high"), read(pid, "memory.min")], ["50331648", "4194304"]);
-        // The weight that systemd was given for it is 0.
+        // An idle cgroup has the weight 0 in systemd.
         let resources = bundle.path().join("resources.json");
         fs::write(&resources, json!({"cpu": {"idle": 1}}).to_string()).expect("writable");
         bundle.run(&["update", "--resources", resources.to_str().expect("UTF-8")]).ok();
@@ -242,7 +242,7 @@ fn a_scope_keeps_what_an_update_leaves_unsaid_and_all_if_it_fails() {
     assert_eq!(memory(), ("50331648".to_owned(), after));
 }
 
-/// What systemd knows of the scope is what it knows of runc's.
+/// systemd has the same properties for the scope as for runc's.
 #[test]
 fn scopes_are_runcs() {
     if !is_booted() {
@@ -293,7 +293,7 @@ fn scopes_are_runcs() {
             "hoist" => bundle.start(),
             _ => runc(&["run", "-d"]),
         }
-        // runc tells systemd of cpusets of version 1, which leaves them alone.
+        // For version 1, runc gives systemd the cpuset as well, which systemd ignores.
         let compared = PROPERTIES.iter().copied().filter(|name| is_v2() || *name != "AllowedCPUs");
         let properties = show(&unit, &compared.collect::<Vec<_>>());
         if name == "runc" {
@@ -302,7 +302,7 @@ fn scopes_are_runcs() {
         properties
     });
     if is_v2() {
-        // Newer versions of runc have a curve between shares and weights, and this one may be older.
+        // Newer versions of runc convert shares to weights by another formula, and this one may be older.
         let take = |properties: &mut Vec<String>| {
             let at = properties.iter().position(|property| property.starts_with("CPUWeight="));
             properties.remove(at.expect("it is always shown"))
@@ -310,7 +310,8 @@ fn scopes_are_runcs() {
         assert_eq!(take(&mut ours), "CPUWeight=35");
         take(&mut theirs);
     }
-    // runc leaves out what the host has no node of, as of this one where no module made it; systemd goes by its numbers.
+    // runc leaves out devices without a node on the host, such as this one if its module is not loaded. systemd needs
+    // only the numbers.
     for properties in [&mut ours, &mut theirs] {
         properties.retain(|property| property != "DeviceAllow=/dev/char/10:200 rwm");
     }
@@ -345,7 +346,7 @@ fn a_scope_ends_with_a_container_that_ends_by_itself() {
     bundle.run(&["run"]).expect_code(6);
     let unit = format!("box-{}.scope", bundle.id());
     eventually("the scope is gone", || is_gone(&unit).then_some(()));
-    // Whoever sees no more than the bus is served by the bus.
+    // Without its private socket, systemd is called over the bus.
     let hide = "mount -o bind /dev/null /run/systemd/private";
     run_apart(&bundle, hide, &["run", bundle.id()]).expect_code(6);
     eventually("the scope is gone", || is_gone(&unit).then_some(()));
@@ -364,7 +365,7 @@ fn a_scope_belongs_to_one_container() {
     assert_eq!(first.state()["status"], "running", "the first one does not notice");
 }
 
-/// A user without privileges, with a bundle and a program of its own.
+/// An unprivileged user, with a bundle and a copy of the program.
 struct User {
     home: TempDir,
     id: String,
@@ -373,7 +374,7 @@ struct User {
 impl User {
     const NUMBER: u32 = 4545;
 
-    /// The program that makes a process of root one of this user. By its path: busybox has one of the same name.
+    /// The command by which root becomes this user. By its path, since busybox's `setpriv` has other flags.
     fn become_it() -> String {
         format!("/usr/bin/setpriv --reuid {0} --regid {0} --clear-groups --", User::NUMBER)
     }
@@ -424,12 +425,12 @@ impl User {
         format!("box-{}.scope", self.id)
     }
 
-    /// The service of its systemd, if that runs.
+    /// The service in which the user's systemd runs.
     fn service(&self) -> String {
         format!("systemd-of-{}.service", self.id)
     }
 
-    /// `WORDS` as this user, who knows where its systemd is, and is in that part of the tree, from where it may move
+    /// `WORDS` as this user, with the address of the user's systemd, and in a cgroup from which the user may move
     /// processes.
     fn command(&self, words: &[&str]) -> Command {
         let script = format!(
@@ -459,14 +460,14 @@ impl User {
     }
 }
 
-/// A systemd of this user, which ends with it.
+/// The user's systemd, which ends when this is dropped.
 struct OwnSystemd<'a>(&'a User);
 
 impl OwnSystemd<'_> {
     fn start(user: &User) -> OwnSystemd<'_> {
         let own = OwnSystemd(user);
         let script = user.home.path().join("start");
-        // As systemd would by itself for a user that the host has.
+        // What systemd does by itself for a user of the host.
         let lines = format!(
             "cd /sys/fs/cgroup$(sed s/0::// /proc/self/cgroup)\n\
              chown {0}:{0} . cgroup.procs cgroup.subtree_control cgroup.threads\n\
@@ -478,7 +479,7 @@ impl OwnSystemd<'_> {
         fs::write(&script, lines).expect("writable");
         let mut start = Command::new("systemd-run");
         start.args(["--quiet", &format!("--unit={}", user.service()), "--slice=user.slice"]);
-        // With what others depend on, a file system would come along over /tmp.
+        // Default dependencies would mount a file system over /tmp.
         let properties = ["Type=notify", "Delegate=yes", "DefaultDependencies=no"];
         start.args(properties.map(|property| format!("--property={property}")));
         start.arg(format!("--setenv=XDG_RUNTIME_DIR={}", user.runtime_dir().display()));
@@ -499,7 +500,7 @@ impl Drop for OwnSystemd<'_> {
     }
 }
 
-/// As with podman, which has it so unless it is told otherwise.
+/// As podman does by default.
 #[test]
 fn who_is_not_root_has_scopes_of_its_own_systemd() {
     if !is_booted() || !is_v2() {
@@ -534,7 +535,7 @@ fn who_is_not_root_has_scopes_of_its_own_systemd() {
     user.call(&[], &["delete", &user.id]).ok();
     eventually("the scope is gone", || (systemd.show("LoadState") == "LoadState=not-found").then_some(()));
     assert_eq!(named(&user.unit()), Vec::<PathBuf>::new());
-    // As root of a user namespace, which this user is to the runtime that podman calls.
+    // As root of a user namespace: podman calls the runtime in one.
     let mut spec = read_spec(&user.bundle());
     spec["process"]["args"] = json!(["sh", "-c", "cat /proc/self/cgroup"]);
     for ids in ["uidMappings", "gidMappings"] {
