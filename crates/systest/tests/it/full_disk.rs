@@ -7,8 +7,8 @@ use testkit::{Daemon, MountsBelow, Registry, images, run};
 
 use crate::bridge::{bridge, links};
 
-/// The blobs, or what is unpacked of them, do not fit: in either case nothing is believed that is not whole, and with more
-/// room the same pull ends well.
+/// The blobs do not fit, or the layers that are unpacked from them. Nothing incomplete is used, and with more room the
+/// same pull succeeds.
 #[test]
 fn a_pull_onto_a_full_disk_says_so_and_ends_well_when_there_is_room() {
     if !testkit::is_root("a disk of its own") {
@@ -30,7 +30,7 @@ fn a_pull_onto_a_full_disk_says_so_and_ends_well_when_there_is_room() {
         assert!(failed.stderr.contains("no space left on device"), "{room_mb} MB: {failed}");
         assert!(failed.stderr.contains("sha256:") && failed.stderr.trim().lines().count() == 1, "{failed}");
         assert_eq!(daemon.hoist(["images", "-q"]).ok().text(), "");
-        // It still works, and so does what makes room.
+        // The daemon still answers, also to commands that make room.
         daemon.hoist(["system", "df"]).ok();
         daemon.hoist(["system", "prune", "--force"]).ok();
 
@@ -45,7 +45,7 @@ fn a_pull_onto_a_full_disk_says_so_and_ends_well_when_there_is_room() {
     }
 }
 
-/// What a full disk is made empty with is the daemon, so it starts, and keeps layers as before.
+/// Only the daemon can make room on a full disk, so it must start, and keep its layers.
 #[test]
 fn a_daemon_starts_on_a_disk_that_is_full_to_the_last_byte() {
     if !testkit::is_root("a disk of its own") {
@@ -86,7 +86,7 @@ fn a_daemon_starts_on_a_disk_that_is_full_to_the_last_byte() {
     assert_eq!(layers(), before, "layers are kept as they were before the disk was full");
 }
 
-/// What it had recorded cannot be written; what is the kernel's goes nevertheless.
+/// The daemon cannot write its records, but removes its bridge.
 #[test]
 fn a_daemon_that_ends_on_a_full_disk_leaves_no_bridge() {
     if !testkit::is_root("a disk of its own") {
@@ -109,7 +109,7 @@ fn a_daemon_that_ends_on_a_full_disk_leaves_no_bridge() {
     assert!(!is_there(), "{}", daemon.log());
 }
 
-/// Whatever is tried meanwhile, what is listed stays, and removals make room.
+/// Failed writes lose no listed container, and removals make room.
 #[test]
 fn a_full_disk_is_emptied_by_removing_containers() {
     if !testkit::is_root("a disk of its own") {
@@ -128,7 +128,7 @@ fn a_full_disk_is_emptied_by_removing_containers() {
         let listed = daemon.hoist(["ps", "-a", "--format", "{{.Names}}"]).ok();
         listed.stdout.lines().filter(|name| name.starts_with("kept")).count()
     };
-    // Each round leaves not a byte, also of what the one before it gave back.
+    // Each round fills the disk again, with what the round before has freed.
     let fill = |round: usize| {
         let filler = daemon.root().join(format!("filler-{round}"));
         run(Command::new("dd").args(["if=/dev/zero", "bs=4k"]).arg(format!("of={}", filler.display())));

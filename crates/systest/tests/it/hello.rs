@@ -31,7 +31,7 @@ fn the_command_line_starts_a_daemon_when_none_listens() {
     let config = dir.path().join("config.toml");
     let (root, state) = (dir.path().join("root"), dir.path().join("state"));
     fs::write(&config, format!("root = {root:?}\nstate = {state:?}\n")).expect("a writable directory");
-    // What is open to the command line beside its streams is not for a daemon that outlives it.
+    // The daemon must not keep other descriptors of the command line than it needs.
     let held = dir.path().join("held");
     let mut hoist = Command::new("sh");
     hoist.args(["-c", "exec 9>\"$1\"; exec \"$0\" run --rm hello"]).stdin(Stdio::null());
@@ -41,17 +41,17 @@ fn the_command_line_starts_a_daemon_when_none_listens() {
     let pid = fs::read_to_string(state.join("daemon.pid")).expect("the daemon's pid file");
     let open = fs::read_dir(format!("/proc/{}/fd", pid.trim())).expect("the daemon runs");
     let leaked = open.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok()).any(|file| file == held);
-    // The daemon stays; stop it as an operator would.
+    // The daemon runs on, and the test stops it as an operator would.
     run(Command::new("kill").arg(pid.trim())).ok();
     eventually("the daemon ends", || (!fs::exists(format!("/proc/{}", pid.trim())).ok()?).then_some(()));
-    // What it mounted stays when it ends.
+    // Its mounts stay when it ends.
     testkit::unmount_below(dir.path());
     assert!(!leaked, "the daemon holds what was open to the command line");
     let told: Vec<&str> = finished.stderr.lines().filter(|line| line.contains("daemon")).collect();
     assert_eq!(told.len(), 1, "one line says that a daemon was started\n{finished}");
 }
 
-/// A system that has nothing, not even a C library, runs it: what is copied there is one file.
+/// The program runs on a system without a C library: a copy of the file is enough.
 #[test]
 fn the_program_needs_no_other_file() {
     let program = hoist_program();
@@ -105,7 +105,7 @@ fn a_daemon_at_rest_is_small() {
         });
     };
     becomes_small("at first");
-    // What it let go comes back when it is needed, and goes again.
+    // Memory that was returned is used again for work, and returned again.
     daemon.hoist(["run", "--rm", "hello"]).ok();
     becomes_small("after work");
 }

@@ -100,7 +100,7 @@ fn a_saved_image_is_what_others_and_we_load() {
         std::fs::read(&saved).expect("the archive is there"),
         "the same bytes both ways"
     );
-    // skopeo reads both of its forms.
+    // skopeo reads both formats.
     for form in ["oci-archive", "docker-archive"] {
         let to = format!("dir:{}", daemon.dir().join(form).display());
         testkit::run(std::process::Command::new("skopeo").args([
@@ -155,21 +155,21 @@ fn a_root_file_system_becomes_an_image() {
         let mut command = daemon.command([&["import"], flags, &["-", "own/odd"]].concat());
         testkit::run(command.stdin(File::open(&path).unwrap()))
     };
-    // Of another platform, no tree is made that would show it.
+    // For another platform nothing is unpacked, which would show that it is no archive.
     for flags in [&[][..], &["--platform", "linux/s390x"]] {
         piped(flags, b"").expect_code(1).expect_stderr("it is empty, and so no archive");
         piped(flags, b"no archive").expect_code(1).expect_stderr("it is no tar archive");
         piped(flags, &[7; 10_000]).expect_code(1).expect_stderr("it is no tar archive");
-        // An empty file in gzip.
+        // An empty file, compressed with gzip.
         let gzip = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         piped(flags, &gzip).expect_code(1).expect_stderr("it is empty");
     }
     assert_eq!(daemon.hoist(["images", "-aq"]).ok().stdout, before, "no image is made");
-    // How people make an image that has no files: `tar --create --files-from /dev/null`.
+    // An archive without files, as `tar --create --files-from /dev/null` writes it.
     piped(&[], &[0; 10_240]).ok();
 }
 
-/// Some builders write a layer's files without the directories that they are in.
+/// Some builders write a layer's files without entries for their directories.
 #[test]
 fn a_layer_without_directories_leaves_those_below_as_they_are() {
     let dir = tempfile::TempDir::new().expect("a temporary directory");
@@ -198,7 +198,8 @@ fn a_layer_without_directories_leaves_those_below_as_they_are() {
         daemon.load(&work.join("image.tar"));
         let seen = daemon.hoist(["run", "--rm", "bare:1", "/bin/sh", "-c", stat]).ok();
         assert_eq!(seen.stdout, "751 7 8\n1777 0 0\n710 5 6\n755 0 0\n2001-02-03\n", "{form}");
-        // The root of a container is its own from then on; its time is that of the image where that is looked at.
+        // The container's root directory is modified when the container is created. `image mount` shows the time of the
+        // image.
         let shown = daemon.dir().join("shown");
         std::fs::create_dir(&shown).expect("a writable directory");
         let at = shown.display().to_string();
@@ -234,7 +235,7 @@ fn a_registry_with_tls_and_passwords_gives_to_those_who_have_one() {
     pull(&auth(Registry::PASSWORD)).ok();
     assert_eq!(daemon.hoist(["run", "--rm", &reference, "echo", "private"]).ok().stdout, "private\n");
 
-    // Without the CA nothing is asked, and nothing is told to whoever that is.
+    // Without the CA, no request is sent, and no password.
     let stranger = Daemon::start();
     testkit::run(stranger.command(["pull", &reference]).env("DOCKER_CONFIG", &login))
         .expect_code(1)
@@ -262,13 +263,13 @@ fn a_pull_on_a_terminal_has_a_bar_for_each_layer() {
         let short = &layer["digest"].as_str().expect("a digest")["sha256:".len()..][..12];
         let bar = format!("{short}: Pull complete");
         let shown = seen.split(['\r', '\n', '\u{1b}']).find(|line| line.contains(&bar));
-        // Full, and of the layer's own size.
+        // The bar is full, with the layer's size.
         assert!(shown.is_some_and(|line| line.contains('[') && line.contains("==]")), "{short}\n{seen:?}");
     }
     assert!(seen.matches("\u{1b}[").count() > 3, "they are drawn over\n{seen:?}");
 }
 
-/// By Ctrl-C, and by the end of the daemon: what came is not fetched again.
+/// After Ctrl-C, and after the daemon's end, the bytes that were received are not fetched again.
 #[test]
 fn a_pull_that_is_cut_short_goes_on_where_it_was() {
     const HELD_AT: u64 = 9_000_000;
@@ -280,7 +281,7 @@ fn a_pull_that_is_cut_short_goes_on_where_it_was() {
     for how in ["client", "daemon"] {
         let gate = Gate::default();
         let (wanted, held) = (layer.clone(), gate.clone());
-        // A machine that is busy takes longer for the other layers than a host may be silent, and asks again.
+        // On a busy machine the other layers may take longer than the client's timeout, and are requested again.
         let is_cut = Arc::new(AtomicBool::new(false));
         let goes_on = is_cut.clone();
         let proxy = FaultProxy::start(&registry, move |asked| match asked.blob() {
@@ -293,7 +294,7 @@ fn a_pull_that_is_cut_short_goes_on_where_it_was() {
         let mut daemon = Daemon::start();
         let mut pull = daemon.command(["pull", "-q", &name]).spawn().expect("hoist starts");
         gate.arrivals(1);
-        // The other layers are no ingests any more, and of this one is on the disk what was sent before the gate.
+        // The other layers are complete, and of this one the bytes before the gate are on the disk.
         let content = daemon.root().join("content");
         let (blobs, ingests) = (content.join("blobs/sha256"), content.join("ingest"));
         eventually("the layer is there up to the gate", || {
@@ -314,7 +315,7 @@ fn a_pull_that_is_cut_short_goes_on_where_it_was() {
             assert!(!pull.wait().expect("a child of ours").success());
             daemon.start_again();
         }
-        // What was held still is.
+        // The interrupted blob is still there.
         is_cut.store(true, Ordering::SeqCst);
         daemon.hoist(["pull", "-q", &name]).ok();
         let starts: Vec<u64> =
@@ -340,7 +341,7 @@ fn images_of_dockers_form_are_pulled_and_run() {
     assert_eq!(daemon.hoist(["run", "--rm", &reference, "echo", "schema 2"]).ok().stdout, "schema 2\n");
 }
 
-/// An index over busybox for this machine's processor and over the same for another, which is listed first.
+/// An index of busybox for two platforms: that of another processor first, then this machine's.
 #[test]
 fn of_several_platforms_the_fitting_one_is_pulled() {
     let layout = tempfile::TempDir::new().expect("a temporary directory");
@@ -405,7 +406,7 @@ fn a_tag_is_another_name_and_moves() {
     daemon.hoist(["tag", "second", "UPPER"]).expect_code(1).expect_stderr("UPPER");
 }
 
-/// What a container was made from is its image, whatever the name means since.
+/// A container keeps the image that it was created from, whatever its name refers to later.
 #[test]
 fn an_image_is_not_used_by_containers_of_what_had_its_name_before() {
     let daemon = Daemon::with_busybox();

@@ -28,7 +28,7 @@ fn import(daemon: &Daemon, source: &Path, more: &[&str]) -> Finished {
     run(&mut command)
 }
 
-/// Every file below a folder with what would show that somebody touched it.
+/// The size, times and other metadata of every file below a directory, by which a change would be seen.
 fn state(dir: &Path) -> BTreeMap<PathBuf, (u64, i64, i64, u32, u64)> {
     let mut found = BTreeMap::new();
     let mut pending = vec![dir.to_owned()];
@@ -82,7 +82,7 @@ fn images_of_debians_containerd_run_here_and_its_root_is_as_it_was() {
         imported.stdout.contains("took over 3 images") && imported.stdout.contains("left 1 containers"),
         "{imported}"
     );
-    // Once more: everything is here.
+    // A second import takes over nothing.
     let again = import(&daemon, &theirs.root(), &[]).ok();
     assert!(again.stdout.contains("took over 0 images, 0 blobs"), "{again}");
     assert_eq!(state(&theirs.root()), before, "nothing of the source was touched");
@@ -92,20 +92,20 @@ fn images_of_debians_containerd_run_here_and_its_root_is_as_it_was() {
     assert_eq!(listed(&daemon.ctr(["-n", "tenant", "images", "ls"]).ok().stdout), tenants);
     assert!(daemon.ctr(["namespaces", "ls"]).ok().stdout.contains("owner=me"));
     assert!(daemon.ctr(["leases", "ls", "-q"]).ok().stdout.contains("held"));
-    // What nothing refers to is not kept there either, once somebody collects.
+    // A blob without references is removed by the next garbage collection.
     let here = listed(&daemon.ctr(["content", "ls", "-q"]).ok().stdout);
     assert!(here.iter().all(|digest| blobs.contains(digest)) && !here.is_empty(), "{here:?}\n{blobs:?}");
     daemon.hoist(["run", "--rm", "--network", "none", &name, "echo", "taken over"]).ok();
 }
 
-/// What a record is apart from its times, which are Debian's too, and all of what a lease holds.
+/// The records without their times of change, and the resources of all leases.
 async fn records(socket: &Path) -> Vec<String> {
     let channel = client::channel(socket).await.expect("the daemon listens");
     let mut found = Vec::new();
     let mut content = ContentClient::new(channel.clone());
     let blobs = walk::all(content.list(ask(ListContentRequest::default()))).await;
     for blob in blobs.expect("blobs").into_inner().into_iter().flat_map(|some| some.info) {
-        // containerd 1.6 tells of no blob when it changed.
+        // containerd 1.6 does not say when a blob was changed.
         found.push(format!("blob {} {} {:?}", blob.digest, blob.size, blob.created_at));
     }
     let images = ImagesClient::new(channel.clone()).list(ask(ListImagesRequest::default())).await;
@@ -123,7 +123,7 @@ async fn records(socket: &Path) -> Vec<String> {
     found
 }
 
-/// A blob that a lease alone holds goes with the first collection in which the lease does not have it.
+/// A blob that only a lease holds is removed by the next garbage collection if the lease lacks it.
 #[test]
 fn what_a_lease_holds_is_held_here_also_when_half_of_it_came_before() {
     if !testkit::is_root("snapshots") {
@@ -182,7 +182,7 @@ fn what_a_lease_holds_is_held_here_also_when_half_of_it_came_before() {
     runtime.block_on(collect(&socket));
     assert_eq!(runtime.block_on(records(&socket)), recorded);
 
-    // As one that was broken off left it: the lease without what it holds.
+    // As an interrupted import leaves it: a lease without its resources.
     runtime.block_on(async {
         let mut leases = LeasesClient::new(client::channel(&socket).await.expect("the daemon listens"));
         let resource = Some(Resource { r#type: "content".into(), id: digest.clone() });
@@ -237,7 +237,7 @@ fn what_is_broken_is_told_and_the_rest_is_taken_over() {
     assert!(nothing.stderr.contains("/var/tmp is no root of containerd's"), "{nothing}");
 }
 
-/// One by the other's missing bytes, the other by too few of them.
+/// A blob is missing, or is shorter than its descriptor says.
 #[test]
 fn an_image_that_lacks_a_blob_is_left() {
     for is_missing in [true, false] {
@@ -271,10 +271,10 @@ fn an_image_that_lacks_a_blob_is_left() {
         assert!(daemon.ctr(["content", "active"]).ok().text().lines().count() <= 1, "nothing half is left");
         daemon.terminate();
 
-        // Once it is whole there, the image comes too.
+        // Once the blob is complete, the image is imported as well.
         fs::write(&layer, &bytes).expect("a folder of ours");
         let imported = import(&daemon, &theirs.root(), &[]).ok();
-        // What came without its image may have been collected by then.
+        // Blobs that were imported without the image may be removed by then.
         assert!(imported.stdout.contains("took over 1 images"), "{imported}");
     }
 }

@@ -20,7 +20,7 @@ pub(crate) fn has_apparmor() -> bool {
     has
 }
 
-/// A profile that allows all but one file, loaded until it is dropped.
+/// An AppArmor profile that denies one file, loaded until this is dropped.
 pub(crate) struct Profile {
     pub(crate) name: String,
     dir: TempDir,
@@ -63,7 +63,7 @@ fn profiles_confine_the_first_process_and_those_of_exec() {
     let tell = "cat /proc/self/attr/current; echo x > /secret; echo y > /hidden; echo $?";
     let told = same(tell, |spec| spec["process"]["apparmorProfile"] = json!(first.name));
     assert_eq!(told, format!("{} (enforce)\n0\n", first.name), "/hidden alone can be written");
-    // With the other order of privileges too.
+    // Also if privileges are dropped in the other order.
     same(tell, |spec| {
         spec["process"]["apparmorProfile"] = json!(first.name);
         spec["process"]["noNewPrivileges"] = json!(false);
@@ -87,7 +87,7 @@ fn profiles_confine_the_first_process_and_those_of_exec() {
             "{}",
             runtime.name
         );
-        // Nobody is free inside for not having said a word of it, as with Debian's runc.
+        // An exec without a profile gets the container's. With Debian's runc it may be unconfined.
         let silent = bundle.path().join("process.json");
         let process = json!({"args": ["/bin/cat", "/proc/self/attr/current"], "cwd": "/"});
         fs::write(&silent, process.to_string()).expect("a writable bundle");
@@ -100,7 +100,7 @@ fn profiles_confine_the_first_process_and_those_of_exec() {
     }
 }
 
-/// What is said of a profile that is not loaded.
+/// The error for a profile that is not loaded.
 fn bundle_with(profile: &str, runtime: &Runtime) -> String {
     let bundle = bundle(|spec| {
         script(spec, "true");
@@ -113,7 +113,8 @@ fn bundle_with(profile: &str, runtime: &Runtime) -> String {
     refused.stderr
 }
 
-/// Programs of 32 bits ask for a socket by `socketcall`, with the family in memory, where no filter looks: this does.
+/// 32-bit programs create sockets by `socketcall`, whose arguments are in memory, where no seccomp filter sees them.
+/// AppArmor does.
 #[test]
 fn the_default_profile_keeps_containers_from_the_kernels_cryptography() {
     if !has_apparmor() {
@@ -125,7 +126,7 @@ fn the_default_profile_keeps_containers_from_the_kernels_cryptography() {
     let load = ["run", "--rm", "--apparmor-default-profile", &name, image, "box"];
     let confined = daemon.own_ctr([&load[..], &["cat", "/proc/self/attr/current"]].concat()).ok();
     assert_eq!(confined.text(), format!("{name} (enforce)"));
-    // Without a filter, so that nobody else refuses it: AF_ALG, and the number of the error.
+    // Without a seccomp filter, so that only AppArmor can refuse AF_ALG. The program prints the error number.
     let ask = "print socket(S, 38, 5, 0) ? 'made' : 0 + $!";
     let runtime = Runtime::ours();
     let said = |profile: &str| {

@@ -45,7 +45,7 @@ impl Mounts {
         let request = ActivateRequest {
             name: name.into(),
             mounts: mounts.to_vec(),
-            // No collection takes it.
+            // Garbage collection keeps it.
             labels: [("test".into(), name.into()), ("containerd.io/gc.root".into(), "now".into())].into(),
             temporary: false,
         };
@@ -77,7 +77,7 @@ impl Mounts {
         Ok(self.0.update(ask(request)).await?.into_inner().info.expect("an activation"))
     }
 
-    /// Names.
+    /// The names of the active mounts.
     async fn list(&mut self, filters: &[&str]) -> Vec<String> {
         let filters = filters.iter().map(ToString::to_string).collect();
         let mut stream = self.0.list(ask(ListRequest { filters })).await.expect("a list").into_inner();
@@ -98,7 +98,7 @@ pub(crate) fn mount(kind: &str, source: &str, options: &[&str]) -> Mount {
     }
 }
 
-/// One mount that is made, and one that is left and shows it.
+/// A bind mount to be made, and one that is returned and shows the first.
 pub(crate) fn shown(directory: &Path) -> [Mount; 2] {
     let source = directory.display().to_string();
     [mount("bind", &source, &["rbind"]), mount("format/bind", "{{ mount 0 }}", &["rbind", "ro"])]
@@ -123,7 +123,7 @@ fn activations_outlive_the_daemon_and_go_with_their_lease() {
         let mut mounts = Mounts::new(&channel);
         assert_eq!(mounts.list(&[]).await, Vec::<String>::new());
 
-        // A lease keeps them: a collection comes soon, as much has changed.
+        // A lease keeps the mounts. Garbage collection runs soon, after so many changes.
         let mut leases = LeasesClient::new(channel.clone());
         let lease = CreateRequest { id: "held".into(), ..CreateRequest::default() };
         leases.create(ask(lease)).await.unwrap();
@@ -166,14 +166,14 @@ fn activations_outlive_the_daemon_and_go_with_their_lease() {
         made.active[0].mount_point.clone()
     });
 
-    // A daemon that dies leaves them, and the next one knows them.
+    // Mounts survive a killed daemon, and the next daemon knows them.
     daemon.kill();
     assert!(is_mounted(&point));
     daemon.start_again();
     on(&daemon, async |channel| {
         let mut mounts = Mounts::new(&channel);
         assert_eq!(mounts.info("one").await.unwrap().active[0].mount_point, point);
-        // While somebody uses them they stay.
+        // A mount in use stays.
         let open = fs::File::open(Path::new(&point).join("file")).unwrap();
         let busy = mounts.deactivate("one").await.unwrap_err();
         assert_eq!(busy.code(), Code::FailedPrecondition);
@@ -203,16 +203,16 @@ fn a_task_gets_a_root_file_system_that_needs_a_disk_before_it() {
         let first = "echo written > /kept; cat /kept";
         run(&channel, &mut mounts, "on-disk-one", first, &rootfs).await;
         assert_eq!(code(mounts.info("on-disk-one")).await, Code::NotFound, "the task is gone");
-        // What the first wrote is on the disk, which the second has.
+        // The second container reads from the disk what the first has written.
         run(&channel, &mut mounts, "on-disk-two", "grep -q written /kept", &rootfs).await;
 
-        // What cannot be started leaves nothing mounted.
+        // A failed start leaves nothing mounted.
         create(&channel, "broken", &["/no/such/program"]).await;
         let refused = create_task(&channel, "broken", &rootfs).await;
         assert!(refused.is_err());
         assert_eq!(mounts.list(&[]).await, Vec::<String>::new());
 
-        // A container that goes takes what is mounted for it.
+        // A container's removal also deactivates its mounts.
         create(&channel, "left", &["/bin/busybox", "true"]).await;
         let labels = [("containerd.io/gc.bref.container".into(), "left".into())].into();
         let request =
@@ -227,7 +227,7 @@ fn a_task_gets_a_root_file_system_that_needs_a_disk_before_it() {
     });
 }
 
-/// A client whose patience ends takes nothing away from what is done.
+/// The client cancels its call, but the clean-up of the task continues.
 #[test]
 fn what_was_mounted_for_a_task_goes_also_if_nobody_waits_for_its_deletion() {
     if !can_make_disks() {
@@ -253,18 +253,18 @@ fn what_was_mounted_for_a_task_goes_also_if_nobody_waits_for_its_deletion() {
             deleted = tasks.delete(ask(DeleteTaskRequest { container_id: id() })) => panic!("{deleted:?}"),
             waits = waits => waits.expect("it waits"),
         }
-        // The cancellation goes out before this.
+        // The client has sent its cancellation by now.
         assert_eq!(mounts.list(&[]).await, ["slow"]);
         waiter.open_door();
         let points = || fs::read_dir(daemon.state().join("mounts")).expect("it is there").count();
         eventually("what was mounted for it is gone", || (points() == 0).then_some(()));
-        // Its record is the last of it.
+        // The record is removed last.
         let gone = async { while !mounts.list(&[]).await.is_empty() {} };
         tokio::time::timeout(DEADLINE, gone).await.expect("its record goes too");
     });
 }
 
-/// Says what is missing if there is anything.
+/// Whether the host has the programs for it. If not, prints what is missing.
 fn can_make_disks() -> bool {
     let has_program = Command::new("mkfs.ext4").arg("-V").output().is_ok();
     if !has_program {
@@ -273,7 +273,7 @@ fn can_make_disks() -> bool {
     has_program && is_root("mounts")
 }
 
-/// A root file system of which what is written goes to a disk that is made for it.
+/// A root file system of an overlay, whose upper directory is on a new disk.
 fn above_on_a_disk(disk: &str, lower: &Path) -> [Mount; 3] {
     [
         mount("mkfs/loop", disk, &["X-containerd.mkfs.size=16MiB"]),
@@ -292,7 +292,7 @@ fn above_on_a_disk(disk: &str, lower: &Path) -> [Mount; 3] {
     ]
 }
 
-/// A disk that is made, a file system on it, and directories in that: the topmost is a tree.
+/// A disk that is made, a file system on it, and directories in that: the last one is a tree.
 fn on_a_disk(disk: &str) -> Vec<Mount> {
     vec![
         mount("mkfs/loop", disk, &["X-containerd.mkfs.size=16MiB"]),
@@ -337,7 +337,7 @@ fn layers_are_applied_to_trees_that_need_mounts_before_and_read_from_them() {
         assert!(names.contains("greeting") && names.contains("dir/other"), "{} bytes", bytes.len());
         assert_eq!((mounts.list(&[]).await.len(), places()), (0, 0));
 
-        // What cannot be made is refused, and nothing stays.
+        // Mounts that cannot be made are an error, and nothing stays mounted.
         let missing = on_a_disk(&daemon.root().join("other.img").display().to_string());
         assert_eq!(code(diffs.diff(ask(compare(missing)))).await, Code::NotFound);
         let wrong = [mount("format/bind", "{{ mount 0 }}", &[])];
@@ -347,7 +347,7 @@ fn layers_are_applied_to_trees_that_need_mounts_before_and_read_from_them() {
     });
 }
 
-/// A root file system with busybox.
+/// Makes a root file system with busybox.
 fn busybox_root(daemon: &Daemon) -> PathBuf {
     let root = daemon.dir().join("lower");
     for folder in ["bin", "proc", "dev", "sys"] {
@@ -357,7 +357,7 @@ fn busybox_root(daemon: &Daemon) -> PathBuf {
     root
 }
 
-/// Stores a layer.
+/// Writes a layer as a blob.
 pub(crate) async fn put(channel: &Channel, layer: &[u8]) -> Descriptor {
     let digest = types::Digest::of(layer).to_string();
     let whole = WriteContentRequest {
@@ -411,7 +411,7 @@ fn a_task_gets_a_root_file_system_that_a_program_shows() {
     });
 }
 
-/// What checks an image while it is read, and the kernel's part of it.
+/// Whether programs and kernel support dm-verity. If not, prints what is missing.
 fn can_check_images() -> bool {
     for program in ["mkfs.erofs", "veritysetup"] {
         if Command::new(program).arg("--help").output().is_err() {
@@ -427,7 +427,7 @@ fn can_check_images() -> bool {
     true
 }
 
-/// An image with a file, and the tree of its hashes behind it. The file's bytes are found in it by their first.
+/// An EROFS image of a file, followed by its hash tree, and the content of the file.
 fn checked_image(daemon: &Daemon, name: &str) -> (PathBuf, Vec<u8>) {
     let tree = daemon.dir().join(format!("{name}-tree"));
     fs::create_dir(&tree).unwrap();
@@ -480,7 +480,7 @@ fn an_image_is_checked_while_it_is_read() {
     let line = table.lines().find(|line| line.split(' ').nth(4) == Some(&point)).expect("it is mounted");
     assert!(line.contains("- erofs /dev/dm-"), "{line}");
 
-    // It outlives the daemon, and goes with its mount.
+    // The device outlives the daemon, and is removed with its mount.
     daemon.kill();
     daemon.start_again();
     on(&daemon, async |channel| {
@@ -490,7 +490,7 @@ fn an_image_is_checked_while_it_is_read() {
         eventually("the device is gone", || (devices() == before).then_some(()));
         assert_eq!(fs::read_dir(daemon.state().join("mounts")).unwrap().count(), 0);
 
-        // A byte that is another one is not read.
+        // A changed byte is an error when it is read.
         let (image, content) = checked_image(&daemon, "bad");
         let mut bytes = fs::read(&image).unwrap();
         let at = bytes.windows(64).position(|found| found == &content[4096..4160]).expect("the file's bytes");
@@ -500,7 +500,7 @@ fn an_image_is_checked_while_it_is_read() {
         assert!(fs::read(Path::new(&made.active[0].mount_point).join("file")).is_err());
         mounts.deactivate("bad").await.unwrap();
 
-        // Nor is anything, by another root hash.
+        // With another root hash, every read is an error.
         let other = daemon.dir().join("other.dmverity").display().to_string();
         let len = fs::metadata(format!("{}-tree/file", image.display())).unwrap().len();
         let said: Value =
@@ -555,7 +555,7 @@ async fn create_task(channel: &Channel, id: &str, rootfs: &[Mount]) -> Result<u3
     Ok(TasksClient::new(channel.clone()).create(ask(request)).await?.into_inner().pid)
 }
 
-/// Runs a script on a root file system to its good end.
+/// Runs a script that succeeds in a container with this root file system.
 async fn run(channel: &Channel, mounts: &mut Mounts, id: &str, script: &str, rootfs: &[Mount]) {
     create(channel, id, &["/bin/busybox", "sh", "-c", script]).await;
     create_task(channel, id, rootfs).await.expect("a task");
@@ -564,7 +564,7 @@ async fn run(channel: &Channel, mounts: &mut Mounts, id: &str, script: &str, roo
     assert_eq!(finish(channel, id).await, 0, "{script}");
 }
 
-/// Starts a task, waits for its end and deletes it. Gives its exit status.
+/// Starts a task, waits for its end, deletes it, and returns its exit status.
 async fn finish(channel: &Channel, id: &str) -> u32 {
     let mut tasks = TasksClient::new(channel.clone());
     let wait = WaitRequest { container_id: id.into(), ..WaitRequest::default() };

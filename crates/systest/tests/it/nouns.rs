@@ -33,7 +33,7 @@ fn networks_are_listed_and_shown_with_who_is_on_them() {
     assert_eq!(alone.map(|one| &one["Name"]).collect::<Vec<_>>(), ["alone"]);
 }
 
-/// As Docker looks for it: containers first.
+/// As with Docker, containers are looked up first.
 #[test]
 fn whatever_has_a_name_is_shown_by_it() {
     let daemon = Daemon::with_busybox();
@@ -74,14 +74,14 @@ fn containers_have_their_noun() {
     assert!(pruned.stdout.contains(id.text()), "{pruned}");
     assert_eq!(noun(&["ls", "-aq"]).ok().text(), "");
     noun(&["run", "--network", "none", "busybox", "/nothing"]).expect_code(127);
-    // What stands above a command in its help is its own.
+    // Each command has a help text of its own.
     for (words, help) in [(&["run"][..], "Create a container and start it"), (&["start"], "Start containers")]
     {
         assert!(noun(&[words, &["--help"]].concat()).ok().stdout.starts_with(help), "{words:?}");
     }
 }
 
-/// One that is not there is named, whatever was to be done to it.
+/// Unknown names are in the error of every command.
 #[test]
 fn names_that_are_not_known_are_told() {
     let daemon = Daemon::with_busybox();
@@ -120,7 +120,7 @@ fn a_prune_removes_what_its_flags_say() {
     run("named", &["-v", "crop:/scratch"]);
     daemon.hoist(["commit", "old", "other:1"]).ok();
 
-    // Refused before anything goes.
+    // Refused before anything is removed.
     prune(&["--volumes", "--filter", "until=1h"]).expect_code(1).expect_stderr("--volumes");
     prune(&["--filter", "name=old"]).expect_code(1).expect_stderr("known are label, label!, until");
     prune(&["--filter", "until=soon"]).expect_code(1).expect_stderr("until=soon");
@@ -144,7 +144,7 @@ fn a_prune_removes_what_its_flags_say() {
     prune(&["--all", "--volumes"]).ok();
     assert_eq!((containers().len(), volumes(), images().len()), (0, 1, 0));
     assert_eq!(prune(&["-a"]).ok().text(), "Total reclaimed space: 0B");
-    // Asked first.
+    // Without `--force` the command asks first.
     let asked = daemon.hoist(["system", "prune", "-a", "--volumes"]).expect_code(1).stderr.clone();
     for words in ["does not run", "volume without a name", "no container was made from", "Go on?"] {
         assert!(asked.contains(words), "{words}: {asked}");
@@ -169,7 +169,7 @@ fn a_noun_alone_shows_what_there_is() {
     daemon.hoist(["container", "nosuch"]).expect_code(1);
 }
 
-/// As of a script whose variable is empty.
+/// As a script passes it whose variable is empty.
 #[test]
 fn an_empty_format_is_the_usual_one() {
     let daemon = Daemon::with_busybox();

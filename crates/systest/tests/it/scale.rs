@@ -26,10 +26,10 @@ use tonic::transport::Channel;
 use crate::typed::ask;
 
 const CLIENTS: usize = 64;
-/// The best of so many counts: what a busy machine does in between is not the daemon's.
+/// The shortest of several measurements counts, since other programs may slow down the rest.
 const TRIES: usize = 5;
 
-/// Images, containers, and how long a list of them may take.
+/// Numbers of images and containers, and the limit on the time of a list.
 fn amounts() -> (usize, usize, Duration) {
     let is_optimized = !testkit::hoist_program().to_string_lossy().contains("/debug/");
     if is_optimized {
@@ -39,12 +39,12 @@ fn amounts() -> (usize, usize, Duration) {
     }
 }
 
-/// A name for each, of one length: a list of all must fit into a message.
+/// Names of equal length, short enough for a list of all in one message.
 fn name(number: usize) -> String {
     format!("n/{number:06}")
 }
 
-/// One in a hundred is of this tier.
+/// One object in a hundred has the label `tier=gold`.
 fn tier(number: usize) -> [(String, String); 1] {
     [("tier".into(), if number.is_multiple_of(100) { "gold" } else { "tin" }.into())]
 }
@@ -87,7 +87,7 @@ fn container(number: usize) -> Record {
         labels: tier(number).into(),
         image: name(number),
         runtime: Some(Runtime { name: "io.containerd.hoist.v2".into(), options: None }),
-        // As large as specs are.
+        // The size of a usual spec.
         spec: Some(Any { type_url: "spec".into(), value: vec![b' '; 1000] }),
         ..Container::default()
     })
@@ -144,7 +144,7 @@ fn lists_of_many_records_are_quick() {
     });
 }
 
-/// The file keeps no room for what was removed, and holds what was not, whatever becomes of the daemon.
+/// An idle daemon's database file gets smaller after removals, and a kill loses no record.
 #[test]
 fn a_daemon_at_rest_has_a_short_file_of_records() {
     const COUNT: usize = 1500;
@@ -191,7 +191,7 @@ fn a_daemon_at_rest_has_a_short_file_of_records() {
     });
 }
 
-/// How long an answer takes until its last byte is here: what this program makes of it does not count.
+/// The time until the last byte of the answer is received, without its decoding.
 async fn best_time(channel: &Channel, path: &'static str, request: &impl Message) -> Duration {
     let mut best = Duration::MAX;
     for _ in 0..TRIES {
@@ -205,7 +205,7 @@ async fn best_time(channel: &Channel, path: &'static str, request: &impl Message
     best
 }
 
-/// Takes a message as so many bytes.
+/// A codec that leaves messages encoded.
 struct Bytes;
 
 impl Codec for Bytes {

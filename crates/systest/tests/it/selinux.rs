@@ -11,15 +11,15 @@ use testkit::run;
 
 use crate::runtime_bundle::{Runtime, bundle, same, script};
 
-/// Confined: what it may write is what is labelled for containers.
+/// Confined: may write only files that are labelled for containers.
 const LABEL: &str = "system_u:system_r:container_t:s0:c1,c2";
 
-/// Confined too, but for writing to the host's files.
+/// Confined as well, but may write files of the host.
 const OTHER: &str = "system_u:system_r:other_t:s0";
 
 const FILES: &str = "system_u:object_r:container_file_t:s0:c1,c2";
 
-/// Whether this is the guest, with the policy loaded: on a host with a policy of its own nothing is touched.
+/// Whether this is the guest, with the test's policy loaded. No policy of another host is touched.
 fn has_policy() -> bool {
     static LOADED: Once = Once::new();
     if std::env::var_os("HOIST_GUEST").is_none_or(|guest| guest != "selinux") {
@@ -43,7 +43,7 @@ fn has_policy() -> bool {
 fn label(spec: &mut Value) {
     spec["process"]["selinuxLabel"] = json!(LABEL);
     spec["linux"]["mountLabel"] = json!(FILES);
-    // Who may not see a key does not see it there.
+    // Keys that a process may not see are not in `/proc/keys`.
     let masked = spec["linux"]["maskedPaths"].as_array_mut().expect("a list");
     masked.retain(|path| path != "/proc/keys");
 }
@@ -62,7 +62,7 @@ fn a_container_is_confined_by_its_label() {
         spec["process"]["noNewPrivileges"] = json!(false);
     };
     assert_eq!(same(attempt, with_privileges), expected);
-    // Those that are made for the container, and those that cover paths of the host.
+    // File systems made for the container, and those that cover paths of the host.
     let mounts = r#"busybox sed -n 's/^[^ ]* [^ ]* [^ ]* [^ ]* \([^ ]*\) .*\(context="[^"]*"\).*/\1 \2/p' /proc/self/mountinfo | sort"#;
     let labelled = same(mounts, label);
     for path in ["/dev ", "/dev/pts ", "/dev/shm ", "/proc/acpi "] {
@@ -102,7 +102,7 @@ fn who_enters_is_confined_too() {
         fs::write(&silent, process.to_string()).expect("a writable bundle");
         let entered = runtime.run(&["exec", "--process", &silent.display().to_string(), &id]).ok();
         assert_eq!(entered.text().trim_end_matches('\0'), LABEL, "{}", runtime.name);
-        // A file system that takes no option for it.
+        // This file system has no option for a label.
         let state: Value = serde_json::from_str(&runtime.run(&["state", &id]).ok().stdout).expect("JSON");
         let queues = format!("/proc/{}/root/dev/mqueue", state["pid"]);
         let mut found = [0; 128];

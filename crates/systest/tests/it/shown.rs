@@ -16,7 +16,7 @@ fn headings(daemon: &Daemon, words: &[&str]) -> Vec<String> {
 #[test]
 fn headings_are_dockers() {
     let daemon = Daemon::with_busybox();
-    // Without a row, a heading is as wide as it is.
+    // Without rows, columns are as wide as their headings.
     let empty = "CONTAINER ID   IMAGE   COMMAND   CREATED   STATUS   PORTS   NAMES\n";
     assert_eq!(daemon.hoist(["ps"]).ok().stdout, empty);
     let run = ["run", "-d", "--name", "one", "-v", "crop:/data", "--network", "none", "busybox"];
@@ -76,7 +76,7 @@ fn templates_know_dockers_fields() {
         "ID Names Image Command CreatedAt RunningFor Platform Ports State Status Size Labels Mounts LocalVolumes \
          Networks HealthStatus",
     );
-    // Only a template says by itself that it wants sizes, as with Docker.
+    // As with Docker, only templates that name a size need no `--size`.
     let json = daemon.hoist(["ps", "-s", "--format", "json"]).ok();
     let json: Value = serde_json::from_str(json.text()).expect("a row is JSON");
     for (field, shown) in &row {
@@ -99,7 +99,7 @@ fn templates_know_dockers_fields() {
     assert_eq!(of_stats("ID"), of_row("ID"));
 }
 
-/// What the image says, with what was asked for.
+/// The image's config, with the flags of the command line.
 #[test]
 fn a_container_is_shown_with_its_images_config() {
     let daemon = Daemon::with_busybox();
@@ -163,12 +163,12 @@ fn a_container_is_shown_with_its_images_config() {
     assert_eq!((&own["User"], &own["WorkingDir"]), (&json!("7"), &json!("/")));
     assert_eq!(own["ExposedPorts"], json!({"80/tcp": {}, "90/udp": {}}));
     assert_eq!(config("words", &[], &["pwd"])["Cmd"], json!(["pwd"]));
-    // Of an image that is not here any more, what was asked for is known yet.
+    // Without its image, the container still shows its own flags.
     daemon.hoist(["rmi", "-f", "made"]).ok();
     daemon.hoist(["inspect", "own"]).ok();
 }
 
-/// Lines that people have in their scripts.
+/// Templates from users' scripts.
 #[test]
 fn templates_that_people_write_are_filled() {
     let daemon = Daemon::with_busybox();
@@ -225,7 +225,7 @@ fn templates_that_people_write_are_filled() {
         .expect_stderr("known are and, ");
 }
 
-/// A row of `system df`: how many there are, how many are in use, and the bytes, all and those that nobody needs.
+/// A row of `system df`: the total, how many are in use, the bytes, and how many of them are reclaimable.
 fn usage(daemon: &Daemon, kind: &str) -> (u64, u64, u64, u64) {
     let shown = daemon.hoist(["system", "df", "--format", "json"]).ok();
     let mut rows = shown.stdout.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
@@ -254,7 +254,7 @@ fn what_is_in_use_is_told_from_what_can_go() {
     assert!(reclaimable > 0 && reclaimable < bytes, "busybox's stays: {reclaimable} of {bytes}");
     let (_, active, bytes, reclaimable) = usage(&daemon, "Unpacked layers");
     assert!(active == 1 && reclaimable < bytes, "{active} {reclaimable} of {bytes}");
-    // It has ended, and can go with what it wrote and said. Its volume stays.
+    // The container has ended, so its files and logs are reclaimable. Its volume is not.
     let (total, active, bytes, reclaimable) = usage(&daemon, "Containers");
     assert!((total, active, bytes) == (1, 0, reclaimable) && bytes >= 100_000, "{bytes}");
     let (total, active, bytes, reclaimable) = usage(&daemon, "Logs");
@@ -269,7 +269,7 @@ fn what_is_in_use_is_told_from_what_can_go() {
     assert!(shown.stdout.contains("Containers: 1") && shown.stdout.contains("%)"), "{shown}");
 }
 
-/// Two images with a layer in common and one of them with two names, a container, and a volume.
+/// Two images with a common layer, one of them with two names; a container, and a volume.
 #[test]
 fn what_each_takes_is_told_apart_from_what_it_shares() {
     let daemon = Daemon::start();

@@ -11,7 +11,7 @@ use testkit::{Daemon, Finished, hoist_program, run};
 
 use crate::typed::{events, on};
 
-/// The program under containerd's name, or under its own.
+/// The program by containerd's name, or by its own.
 fn called(dir: &TempDir, name: &str) -> Command {
     let link = dir.path().join(name);
     if !link.exists() {
@@ -20,7 +20,7 @@ fn called(dir: &TempDir, name: &str) -> Command {
     Command::new(link)
 }
 
-/// Runs a command with a file of these bytes on its standard input.
+/// Runs a command with these bytes as its standard input.
 fn told(dir: &TempDir, command: &mut Command, bytes: &[u8]) -> Finished {
     let file = dir.path().join("input");
     fs::write(&file, bytes).expect("a writable directory");
@@ -34,7 +34,7 @@ fn an_event_is_published_by_the_program_that_shims_know() {
         let mut heard = events(&channel, &["/tasks/exit", "/of/ours"]).await;
         let exit = TaskExit { container_id: "c1".into(), pid: 42, exit_status: 3, ..TaskExit::default() };
         let event = pack(&exit).encode_to_vec();
-        // As shims do it: by the path of the daemon's program, whatever its name.
+        // As shims call it: by the path of the daemon's program, whatever its name is.
         for (name, address) in [
             ("containerd", daemon.socket().display().to_string()),
             ("hoist", daemon.socket().display().to_string()),

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use crate::power::lose_power;
 use crate::typed::{ask, on};
 
-/// One call that waits for the disk.
+/// A call that waits for the disk.
 #[derive(Debug)]
 struct Sync {
     call: String,
@@ -25,7 +25,7 @@ struct Sync {
 }
 
 impl Sync {
-    /// `PID fsync(12</path>) = 0`, whole or the beginning of one.
+    /// Parses `PID fsync(12</path>) = 0`, or the beginning of such a line.
     fn parse(line: &str) -> Option<Sync> {
         let (_, call) = line.split_once(' ')?;
         let (call, rest) = call.trim_start().split_once('(')?;
@@ -39,7 +39,7 @@ impl Sync {
     }
 }
 
-/// The waits of the daemon while something is done, in the order in which they begin.
+/// The daemon's calls that wait for the disk during `work`, in the order in which they begin.
 fn syncs(daemon: &Daemon, work: impl FnOnce()) -> Vec<Sync> {
     let log = daemon.dir().join("syncs");
     let mut strace = Command::new("strace")
@@ -57,7 +57,7 @@ fn syncs(daemon: &Daemon, work: impl FnOnce()) -> Vec<Sync> {
     work();
     let pid = i32::try_from(strace.id()).ok().and_then(Pid::from_raw).expect("a pid");
     kill_process(pid, Signal::INT).expect("a child of ours");
-    // It has written all when it ends; what it says meanwhile must find a reader.
+    // strace has written everything when it ends. Its messages are read until then.
     std::io::copy(&mut said, &mut std::io::sink()).expect("a pipe");
     strace.wait().expect("a child of ours");
     let log = fs::read_to_string(&log).expect("strace has written it");
@@ -82,15 +82,15 @@ fn push(registry: &Registry, name: &str, len: usize, directory: &str) -> String 
     registry.push(layout.path(), images::TAG, &format!("{name}:1"))
 }
 
-/// The modes of a directory in all layers that have it.
+/// The modes of a directory in all layers that contain it.
 fn looks_of(daemon: &Daemon, path: &str) -> Vec<u32> {
     let trees = fs::read_dir(daemon.root().join("snapshots/overlayfs")).expect("trees of layers");
     let found = trees.flatten().filter_map(|tree| fs::metadata(tree.path().join(path)).ok());
     found.map(|looks| looks.permissions().mode() & 0o7777).collect()
 }
 
-/// Every tree of a pull is on disk by one barrier, after which the records are; each blob, of which the next pull is to
-/// find what it is, by a wait of its own, beside the download of the others.
+/// One syncfs(2) writes all trees of a pull, and the records follow. Each blob is synced by itself while others are
+/// downloaded, so that the next pull finds what was received.
 #[test]
 fn the_files_of_a_pull_are_on_disk_by_one_barrier_before_their_records() {
     let registry = Registry::start();
@@ -120,18 +120,18 @@ fn the_files_of_a_pull_are_on_disk_by_one_barrier_before_their_records() {
             assert!((1..=3).contains(&records(&found[barrier..])), "{what}");
             let of_layers = found.iter().filter(|sync| sync.call != "syncfs" && sync.is_of("/snapshots/"));
             let of_layers: Vec<&str> = of_layers.map(|sync| &*sync.path).collect();
-            // So is what they are merged to.
+            // So are the images of merged layers.
             assert!(of_layers.is_empty(), "{what}");
             if form == "directories" && image == &implied {
-                // As the entry in the lowest has it.
+                // The mode of the lowest layer's entry.
                 assert_eq!(looks_of(&daemon, "fs/a"), [0o644; 3], "{what}");
             }
         }
     }
 }
 
-/// Of what many clients change at the same time much is on disk by one wait, and each of them is answered after the one
-/// that its change is in: when the power goes after the last answer, all is there.
+/// Changes of many clients share a wait for the disk. Each is answered only after the wait that contains it, so that a
+/// power cut after the answers loses none.
 #[test]
 fn changes_of_many_clients_share_their_waits_and_outlive_the_power_once_they_are_answered() {
     const CLIENTS: usize = 64;

@@ -13,7 +13,7 @@ use testkit::{Daemon, Finished, eventually, run};
 use tokio::net::{TcpStream, UnixListener};
 use tokio_rustls::TlsConnector;
 
-/// A socket whose connections go on over TCP, with TLS if somebody says how.
+/// A Unix socket whose connections are forwarded over TCP, with TLS if configured.
 struct Carried {
     dir: TempDir,
     _runtime: tokio::runtime::Runtime,
@@ -45,7 +45,7 @@ impl Carried {
         Carried { dir, _runtime: runtime }
     }
 
-    /// What Debian's `ctr` is told this way.
+    /// The output of Debian's `ctr version` over this socket.
     fn version(&self) -> Finished {
         let mut ctr = Command::new("ctr");
         ctr.arg("--address").arg(self.dir.path().join("sock")).args(["--connect-timeout", "5s", "version"]);
@@ -53,7 +53,7 @@ impl Carried {
     }
 }
 
-/// How a client speaks TLS that trusts the authority of `trusted`, and shows what that of `own` says of it.
+/// A TLS client that trusts the authority of `trusted`, and presents the certificate of `own`.
 fn client(trusted: &Path, own: Option<&Path>) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     let authority = CertificateDer::from_pem_file(trusted.join("ca.pem")).expect("openssl wrote it");
@@ -73,7 +73,7 @@ fn client(trusted: &Path, own: Option<&Path>) -> ClientConfig {
     config
 }
 
-/// Where a daemon serves over TCP, as its log says.
+/// The daemon's TCP address, from its log.
 fn address(daemon: &Daemon) -> String {
     eventually("it says where", || {
         let log = daemon.log();

@@ -16,7 +16,7 @@ use testkit::{Containerd, Daemon, eventually, images, run};
 use crate::cgroups::HIERARCHIES;
 
 fn ask(mut stream: impl Read + Write, path: &str) -> (u16, String) {
-    // In this version answers are whole, and not in pieces with their lengths between them.
+    // HTTP/1.0 has no chunked answers.
     write!(stream, "GET {path} HTTP/1.0\r\nHost: daemon\r\n\r\n").expect("the daemon listens");
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).expect("the daemon answers");
@@ -26,14 +26,14 @@ fn ask(mut stream: impl Read + Write, path: &str) -> (u16, String) {
     (status, body.to_owned())
 }
 
-/// The value of a sample whose name and labels have all of these.
+/// The value of the sample whose name and labels contain all of these.
 fn value(metrics: &str, parts: &[&str]) -> Option<f64> {
     let mut samples = metrics.lines().filter(|line| !line.starts_with('#'));
     let line = samples.find(|line| parts.iter().all(|part| line.contains(part)))?;
     line.rsplit(' ').next()?.parse().ok()
 }
 
-/// Where a daemon serves its figures.
+/// The address of the daemon's metrics.
 fn address_of(daemon: &Daemon) -> String {
     eventually("metrics are served", || {
         let log = daemon.log();
@@ -84,7 +84,7 @@ fn figures_have_the_names_that_dashboards_for_containerd_know() {
     daemon.hoist(["rm", "-f", "seen"]).ok();
 }
 
-/// As a containerd writes its stacks; by default the signal would end a program.
+/// SIGUSR1, with which containerd writes its stacks. Its default action ends a program.
 #[test]
 fn a_signal_has_the_daemon_say_what_its_threads_do() {
     let daemon = Daemon::start();
@@ -97,7 +97,7 @@ fn a_signal_has_the_daemon_say_what_its_threads_do() {
     daemon.ctr(["version"]).ok();
 }
 
-/// Name, kind and names of the labels of each family, without those of a language, of a program, and of CRI.
+/// Name, type and label names of each metric family, without those of Go, of the process, and of CRI.
 fn families(metrics: &str) -> BTreeSet<String> {
     let mut kinds = BTreeMap::new();
     let mut found = BTreeSet::new();
@@ -115,7 +115,7 @@ fn families(metrics: &str) -> BTreeSet<String> {
         }
         let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
         let kind = kinds.get(name).or_else(|| base.and_then(|base| kinds.get(base)));
-        // The runtime of a container is told by ours alone; containerd 2 tells it too.
+        // The label with a container's runtime is in Hoist's metrics and in containerd 2's.
         let labels = rest.split(['{', ',', '}']).filter_map(|label| label.split_once("=\""));
         let labels: BTreeSet<&str> =
             labels.map(|(label, _)| label).filter(|label| *label != "runtime").collect();
@@ -124,7 +124,7 @@ fn families(metrics: &str) -> BTreeSet<String> {
     found
 }
 
-/// In the same hierarchies, after the same container has used what the host counts.
+/// Both daemons measure the same container, in the same cgroup hierarchies.
 #[test]
 fn families_of_figures_are_containerds() {
     let _hierarchies = HIERARCHIES.read();
@@ -155,7 +155,7 @@ fn families_of_figures_are_containerds() {
             "-c",
             script,
         ]);
-        // A child of it that the kernel ends for want of memory.
+        // A process that the OOM killer kills.
         let eats =
             ["tasks", "exec", "--exec-id", "eats", id, "dd", "if=/dev/zero", "of=/dev/null", "bs=256M"];
         run(&mut Containerd::client(socket, eats)).expect_code(137);
@@ -170,7 +170,7 @@ fn families_of_figures_are_containerds() {
     let theirs =
         of(&containerd.socket(), "their-figures", "io.containerd.runc.v2", &format!("127.0.0.1:{port}"));
     let ours = of(&daemon.socket(), "our-figures", "io.containerd.hoist.v2", &address_of(&daemon));
-    // Hoist has no NRI.
+    // Hoist does not support NRI.
     let missing: Vec<_> =
         theirs.difference(&ours).filter(|one| !one.starts_with("containerd_nri_")).collect();
     assert!(missing.is_empty(), "missing: {missing:#?}\nours: {ours:#?}");
@@ -198,7 +198,7 @@ fn the_debug_socket_shows_threads_and_memory_to_its_owner_alone() {
     std::fs::remove_file(&socket).expect("the socket's file is left, as the API's is");
 }
 
-/// As Debian's `ctr` asks, while the daemon has something to do.
+/// As Debian's `ctr` requests it, while the daemon works.
 #[test]
 fn a_profile_shows_where_the_daemon_spends_its_time() {
     let socket = std::path::PathBuf::from(format!("/tmp/ht-profile-{}.sock", std::process::id()));
@@ -209,10 +209,10 @@ fn a_profile_shows_where_the_daemon_spends_its_time() {
         assert_eq!(status, 400, "{refused}: {why}");
         assert!(why.contains("from 1 to 300"), "{why}");
     }
-    // Somebody who leaves takes nothing along.
+    // The profile of a client that disconnects is ended.
     let status = || get("/debug/pprof/profile?seconds=1").0;
     let left = eventually("one profile is made at a time", || {
-        // Either may be the first; if it is the short one, this is refused, and asks again.
+        // Either request may be first. If this one is refused, it is sent again.
         let mut long = UnixStream::connect(&socket).expect("the daemon listens");
         long.write_all(b"GET /debug/pprof/profile?seconds=300 HTTP/1.1\r\nhost: x\r\n\r\n")
             .expect("a request");

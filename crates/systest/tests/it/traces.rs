@@ -22,7 +22,7 @@ use tower_service::Service;
 use crate::cgroups::HIERARCHIES;
 use crate::typed::{ask, on};
 
-/// What a collector was told: requests, and headers that came with them.
+/// What a collector received: requests, and their headers.
 #[derive(Clone, Default)]
 struct Told(Arc<Mutex<Vec<(String, ExportTraceServiceRequest)>>>);
 
@@ -37,7 +37,7 @@ impl Told {
         resources.flat_map(|resource| &resource.scope_spans).flat_map(|scope| scope.spans.clone()).collect()
     }
 
-    /// The first span that is right, once it has come.
+    /// Waits for a span for which `is_right` holds.
     fn span(&self, what: &str, is_right: impl Fn(&Span) -> bool) -> Span {
         eventually(&format!("a span: {what}"), || self.spans().into_iter().find(|span| is_right(span)))
     }
@@ -56,7 +56,7 @@ fn text(value: &str) -> Option<Value> {
     Some(Value::Text(value.to_owned()))
 }
 
-/// A collector that speaks HTTP, and its address.
+/// A collector for OTLP over HTTP, and its address.
 fn http_collector() -> (Told, String) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     let address = listener.local_addr().expect("a bound socket").to_string();
@@ -71,7 +71,7 @@ fn http_collector() -> (Told, String) {
     (told, address)
 }
 
-/// Takes what comes on a connection, until it ends.
+/// Reads the requests of a connection until its end.
 fn take_requests(stream: TcpStream, told: &Told) -> Option<()> {
     let mut reader = BufReader::new(stream.try_clone().ok()?);
     let mut stream = stream;
@@ -103,7 +103,7 @@ impl TraceService for Told {
     }
 }
 
-/// A collector that speaks gRPC, and its address.
+/// A collector for OTLP over gRPC, and its address.
 fn grpc_collector() -> (Told, String) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     let address = listener.local_addr().expect("a bound socket").to_string();
@@ -129,7 +129,7 @@ fn grpc_collector() -> (Told, String) {
     (told, address)
 }
 
-/// Speaks TLS before a collector that does not, and says so far which protocol is spoken inside. Gives its address.
+/// A TLS server in front of a collector, with this protocol in its ALPN. Returns its address.
 fn behind_tls(collector: String, inside: &str, certificates: &Path) -> String {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     let address = listener.local_addr().expect("a bound socket").to_string();
@@ -150,7 +150,7 @@ fn behind_tls(collector: String, inside: &str, certificates: &Path) -> String {
             while let Ok((stream, _)) = listener.accept().await {
                 let (acceptor, collector) = (acceptor.clone(), collector.clone());
                 tokio::spawn(async move {
-                    // Who does not trust us hangs up.
+                    // A client that does not trust the certificate disconnects.
                     let Ok(mut outer) = acceptor.accept(stream).await else { return };
                     let mut inner = tokio::net::TcpStream::connect(collector).await.expect("it listens");
                     let _ = tokio::io::copy_bidirectional(&mut outer, &mut inner).await;
@@ -161,7 +161,7 @@ fn behind_tls(collector: String, inside: &str, certificates: &Path) -> String {
     address
 }
 
-/// Spans are sent soon, so that a test need not wait.
+/// Spans are exported soon, so that tests need not wait.
 const SOON: (&str, &str) = ("OTEL_BSP_SCHEDULE_DELAY", "50");
 
 #[test]
@@ -199,7 +199,7 @@ fn calls_pulls_and_starts_are_told_over_http() {
     assert!(call.status.is_none() && call.end_time_unix_nano >= call.start_time_unix_nano, "{call:?}");
     let refused = told.named("containerd.services.images.v1.Images/Get");
     assert_eq!(attribute(&refused, "rpc.grpc.status_code"), Some(Value::Int(5)));
-    // What a caller asks for and is not there is no failure of the daemon.
+    // `NotFound` is an error of the client, and no failure of the daemon.
     assert!(refused.status.is_none() && refused.trace_id != call.trace_id, "{refused:?}");
 
     daemon.hoist(["pull", "-q", &reference]).ok();
@@ -258,7 +258,7 @@ fn a_collector_may_speak_grpc() {
     };
     list(&daemon);
     told.named("containerd.services.images.v1.Images/List");
-    // What was done last is told when the daemon stops.
+    // The last spans are exported when the daemon stops.
     on(&daemon, async |channel| {
         let get = GetImageRequest { name: "none".into() };
         ImagesClient::new(channel).get(ask(get)).await.expect_err("there is none");
@@ -283,7 +283,7 @@ fn a_collector_is_spoken_to_by_tls() {
                 ImagesClient::new(channel).list(ask(ListImagesRequest::default())).await.expect("a list");
             });
         };
-        // Nobody whom the system knows vouches for it.
+        // No authority of the system's has signed the certificate.
         let unknown = Daemon::start_in(&[], &config, &[SOON]);
         list(&unknown);
         eventually("it is not trusted", || {
@@ -309,7 +309,7 @@ fn a_collector_that_is_dead_or_stuck_costs_nothing() {
     let free = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     let dead = free.local_addr().expect("a bound socket").to_string();
     drop(free);
-    // It takes connections, and never says a word.
+    // The collector accepts connections, and never answers.
     let stuck = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     for address in [dead, stuck.local_addr().expect("a bound socket").to_string()] {
         let variables =

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use testkit::{Daemon, Fault, FaultProxy, Gate, Layout, Registry, digest_of, images, noise, run};
 
-/// Bytes of the files of ingests, as `docs/design/content.md` has them: what is on its way in, by size.
+/// The bytes of all ingests (`docs/design/content.md`).
 fn ingested(daemon: &Daemon) -> u64 {
     let entries = fs::read_dir(daemon.root().join("content/ingest")).expect("a content store");
     let files = entries.filter_map(Result::ok).filter(|entry| {
@@ -17,7 +17,7 @@ fn ingested(daemon: &Daemon) -> u64 {
     files.filter_map(|file| file.metadata().ok()).map(|file| file.len()).max().unwrap_or(0)
 }
 
-/// Ten places in a blob, the same on every run and yet nobody's choice.
+/// Ten pseudo-random offsets in a blob, the same in every run.
 fn places(size: u64) -> Vec<u64> {
     let bytes = noise("where the daemon is killed", 80);
     let numbers = bytes.chunks_exact(8).map(|eight| u64::from_le_bytes(eight.try_into().expect("eight")));
@@ -35,7 +35,7 @@ fn a_pull_that_is_killed_ten_times_fetches_no_stored_byte_again() {
     let registry = Registry::start();
     let reference = registry.push(layout.path(), images::TAG, "killed:1");
 
-    // The registry falls silent at a place of the blob, and there the daemon is killed.
+    // The registry stops sending at an offset of the blob, and the daemon is killed there.
     let digest = digest_of(&layer);
     let stop: Arc<Mutex<Option<(u64, Gate)>>> = Arc::default();
     let (wanted, place) = (digest.clone(), stop.clone());
@@ -82,7 +82,7 @@ fn a_pull_that_is_killed_ten_times_fetches_no_stored_byte_again() {
     assert_eq!(proxy.blob_bytes(), 0, "what is here is not fetched");
 }
 
-/// No read of the blob may begin before what is stored.
+/// No request for the blob may begin before the bytes that are stored.
 #[track_caller]
 fn check_reads(proxy: &FaultProxy, digest: &str, stored: u64) {
     for read in proxy.reads(digest) {
@@ -110,7 +110,7 @@ fn a_pushed_image_is_what_the_tools_of_others_read_and_back() {
     assert!(again.stderr.contains("Layer already exists") && !again.stderr.contains("Pushed"), "{again}");
     assert_eq!(daemon.hoist(["push", "-q", &target]).ok().text(), target);
 
-    // skopeo takes it from the registry into a layout, umoci unpacks that, and skopeo brings it back.
+    // skopeo copies it from the registry to a layout, umoci unpacks it there, and skopeo copies it back.
     let (layout, bundle) = (daemon.dir().join("layout"), daemon.dir().join("bundle"));
     let skopeo = |from: &str, to: &str| {
         let copy = ["--insecure-policy", "copy", "--quiet", "--preserve-digests"];

@@ -11,7 +11,7 @@ use tonic::{Code, Request, Status, Streaming};
 
 pub(crate) const NAMESPACE: &str = "default";
 
-/// Does work on a connection to the daemon.
+/// Runs `work` with a connection to the daemon.
 pub(crate) fn on<T>(daemon: &Daemon, work: impl AsyncFnOnce(Channel) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime
@@ -29,7 +29,7 @@ pub(crate) async fn code<T>(answer: impl Future<Output = Result<T, Status>>) -> 
     answer.await.err().map_or(Code::Ok, |status| status.code())
 }
 
-/// Events from now on whose topics begin with one of `topics`.
+/// Events from now on, whose topics begin with one of `topics`.
 pub(crate) async fn events(channel: &Channel, topics: &[&str]) -> Streaming<Envelope> {
     let filters = topics.iter().map(|topic| format!("topic~=^{topic}")).collect();
     let mut client = EventsClient::new(channel.clone());
@@ -41,13 +41,13 @@ pub(crate) async fn topic(events: &mut Streaming<Envelope>) -> String {
     events.message().await.expect("the stream lasts").expect("an event").topic
 }
 
-/// Large events, which a client may publish, wait for a listener that reads nothing up to a number of bytes.
+/// Events of a subscriber that does not read are buffered up to a number of bytes, then its stream ends with an error.
 #[test]
 fn a_listener_that_does_not_read_is_told_before_its_events_are_all_memory() {
     const LEN: usize = 1 << 20;
     let daemon = Daemon::start();
     on(&daemon, async |channel| {
-        // On a connection of its own, which its unread messages may fill.
+        // On a connection of its own, whose window its unread messages may fill.
         let idle = client::channel(&daemon.socket()).await.expect("the daemon listens");
         let mut idle = events(&idle, &["/large"]).await;
         let mut quick = events(&channel, &["/large"]).await;

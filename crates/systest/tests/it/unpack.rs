@@ -18,7 +18,8 @@ use crate::typed::{ask, on};
 
 const SNAPSHOTTER: &str = "overlayfs";
 
-/// As containerd's client names a tree whose parent it tells later, so that deletions in it are written down.
+/// The mounts by which containerd's client says that the parent comes with the commit, so that deletions become
+/// whiteouts.
 fn upper_alone(mounts: &[Mount]) -> Vec<Mount> {
     let [bind] = mounts else { panic!("one mount: {mounts:?}") };
     assert_eq!(bind.r#type, "bind", "{bind:?}");
@@ -28,7 +29,7 @@ fn upper_alone(mounts: &[Mount]) -> Vec<Mount> {
     vec![Mount { r#type: "overlay".into(), source: "overlay".into(), options, ..Mount::default() }]
 }
 
-/// No collection takes what has them.
+/// Garbage collection keeps objects with these labels.
 fn kept() -> BTreeMap<String, String> {
     [("containerd.io/gc.root".to_owned(), "now".to_owned())].into()
 }
@@ -58,7 +59,7 @@ async fn unpack(channel: &Channel, key: &str, layer: &[u8], parent: &str) {
     snapshots.commit(ask(commit)).await.expect("a committed snapshot");
 }
 
-/// Names below the tree of a view.
+/// Paths in the tree of a view.
 fn names(tree: &[types::Mount]) -> Vec<PathBuf> {
     let tree = linux::mount::open_to_read(tree).expect("a tree");
     let root = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&tree)));

@@ -22,7 +22,7 @@ use crate::retention::{blob, layer};
 const DISK_LEN: u64 = 64 << 20;
 const FILE_LEN: usize = 300_000;
 
-/// The lower layer of images here.
+/// The lower layer of the images of this file.
 fn shell_layer() -> Vec<u8> {
     let shell = TempDir::new().expect("a temporary directory");
     fs::create_dir(shell.path().join("bin")).expect("a writable directory");
@@ -45,12 +45,12 @@ pub(crate) fn layout() -> Layout {
     layout
 }
 
-/// What is printed of a file of noise by sha256sum(1).
+/// What sha256sum(1) prints of a file of noise.
 pub(crate) fn sum(file: &str) -> String {
     Digest::of(&noise(file, FILE_LEN)).hex().to_owned()
 }
 
-/// Has a daemon that is to start again have the kernel watch over layers: what it was on at first need not know fs-verity.
+/// Turns fs-verity on for the daemon's next start. The disk of its first start need not support it.
 pub(crate) fn watch_over(daemon: &Daemon) {
     let config = daemon.dir().join("config.toml");
     let text = fs::read_to_string(&config).expect("its configuration");
@@ -59,21 +59,21 @@ pub(crate) fn watch_over(daemon: &Daemon) {
     fs::write(&config, watched).expect("a writable file");
 }
 
-/// Whether this kernel's ext4 has fs-verity, as that of the guest has which is there for it.
+/// Whether ext4 of this kernel supports fs-verity. The guest's kernel must.
 pub(crate) fn is_known() -> bool {
     let is_known = Path::new("/sys/fs/ext4/features/verity").exists();
     assert!(is_known || std::env::var_os("HOIST_GUEST").is_none_or(|guest| guest != "younger"));
     is_known
 }
 
-/// An ext4 in a file that was made for fs-verity, mounted as the daemon's root.
+/// An ext4 image made with fs-verity, mounted as the daemon's root.
 struct Disk {
     image: PathBuf,
     at: PathBuf,
 }
 
 impl Disk {
-    /// None where the kernel knows no such disk.
+    /// None if the kernel cannot mount it.
     fn new(dir: &Path, at: PathBuf) -> Option<Disk> {
         let image = dir.join("disk");
         fs::File::create(&image).and_then(|file| file.set_len(DISK_LEN)).expect("a sparse file");
@@ -90,7 +90,7 @@ impl Disk {
         mount_image(&self.image, &self.at);
     }
 
-    /// Whether a loop device shows it.
+    /// Whether a loop device shows the image.
     fn is_shown(&self) -> bool {
         let devices = fs::read_dir("/sys/block").expect("sysfs is there").flatten();
         let files =
@@ -98,7 +98,7 @@ impl Disk {
         files.into_iter().any(|file| Path::new(file.trim_end()) == self.image)
     }
 
-    /// Turns a bit around where the disk has these bytes of a file, and nothing where it has them of others.
+    /// Flips a bit where the disk has these bytes of the file, but nowhere else.
     fn rot(&self, file: &Path, bytes: &[u8]) {
         let disk = fs::File::options().read(true).write(true).open(&self.image).expect("a file of ours");
         self.unmount();
@@ -130,7 +130,7 @@ impl Drop for Disk {
     }
 }
 
-/// The directory of the topmost layer: it has the image of both.
+/// The directory of the topmost layer, which contains the image of both.
 fn top(daemon: &Daemon) -> PathBuf {
     let trees = fs::read_dir(daemon.root().join("snapshots/overlayfs")).expect("a directory of trees");
     let mut trees = trees.map(|entry| entry.expect("an entry").path());
@@ -165,7 +165,7 @@ fn a_byte_that_rots_is_an_error_until_it_is_mended() {
         assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied, "{file}");
     }
 
-    // A byte that rotted on the disk.
+    // A byte of the file has changed on the disk.
     daemon.terminate();
     disk.rot(&top.join("data.tar"), &noise("rots", FILE_LEN)[512..4096]);
     daemon.start_again();
@@ -174,7 +174,7 @@ fn a_byte_that_rots_is_an_error_until_it_is_mended() {
     assert!(broken.stderr.contains("Input/output error"), "{broken}");
     assert!(read(&daemon, "/stays").ok().text().starts_with(&sum("stays")), "all else is as it was");
 
-    // A file in the place of another, of the same bytes: nobody watches over it.
+    // The file was replaced by one with the same bytes, and without fs-verity.
     daemon.terminate();
     unmount_below(&daemon.root().join("snapshots"));
     let (stack, copy) = (top.join("stack.erofs"), top.join("copy"));
@@ -189,7 +189,7 @@ fn a_byte_that_rots_is_an_error_until_it_is_mended() {
     assert!(read(&daemon, "/rots").ok().text().starts_with(&sum("rots")), "from its blob");
     fs::File::options().write(true).open(top.join("data.tar")).expect_err("it is watched over again");
 
-    // As the power leaves a layer that goes within a mend: its files are right, and nobody watches over them yet.
+    // As after a power cut while a layer was mended: its files are right, and do not have fs-verity yet.
     daemon.terminate();
     unmount_below(&daemon.root().join("snapshots"));
     let (archive, copy) = (top.join("data.tar"), top.join("copy"));
@@ -219,7 +219,7 @@ fn a_blob_that_is_made_of_what_rotted_is_an_error_until_it_is_mended() {
     watch_over(&daemon);
     daemon.start_again();
 
-    // In gzip, so that the blob is another file than what it unpacks to.
+    // Compressed, so that the blob differs from the archive that is kept.
     let text: String = (0..30_000).map(|line| format!("line {line} of what rots\n")).collect();
     let files = archive_of(&[tar_entry("rots", b'0', "", text.as_bytes())]);
     let layout = Layout::new();

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use testkit::{Daemon, Registry, images, run};
 
-/// A daemon with an image `seeded`, whose `/data` belongs to user 1000, holds `seed` and is declared a volume.
+/// A daemon with the image `seeded`, whose `/data` is a declared volume, belongs to user 1000 and contains `seed`.
 fn seeded() -> (Registry, Daemon) {
     let registry = Registry::start();
     let image = registry.push(&images::busybox(), images::TAG, "busybox") + ":latest";
@@ -43,7 +43,7 @@ fn a_volume_is_filled_once_and_outlives_its_containers() {
         script,
     ]);
     assert_eq!(first.ok().text(), "grain\n1000");
-    // What is there already is left alone, whatever the image has.
+    // A volume that exists is not filled, whatever the image contains.
     let second = daemon.hoist([
         "run",
         "--rm",
@@ -86,7 +86,7 @@ fn labels_of_volumes_choose_what_is_listed_and_pruned() {
     assert_eq!(names(&daemon, &["-f", "label=keep"]), ["data"]);
     assert_eq!(names(&daemon, &["-f", "label=tier=db", "-f", "name=data"]), ["data"]);
     assert_eq!(names(&daemon, &["-f", "label!=tier"]), ["plain"]);
-    // What is there keeps the labels that it has.
+    // An existing volume keeps its labels.
     create(&["--label", "tier=web", "data"]);
     let shown = daemon.hoist(["volume", "inspect", "-f", "{{json .Labels}} {{.Driver}}", "data"]).ok();
     assert_eq!(shown.text(), r#"{"keep":"","tier":"db"} local"#);
@@ -122,7 +122,7 @@ fn a_volume_is_not_filled_if_that_is_not_wanted() {
         ]);
         assert_eq!(looked.ok().text(), "0", "{name}");
     }
-    // It can be filled later, by who wants that.
+    // The volume can still be filled later.
     assert_eq!(
         daemon.hoist(["run", "--rm", "-v", "short:/data", "seeded", "cat", "/data/link"]).ok().text(),
         "grain"
@@ -132,7 +132,7 @@ fn a_volume_is_not_filled_if_that_is_not_wanted() {
 #[test]
 fn volumes_without_a_name_go_with_their_container() {
     let (_registry, daemon) = seeded();
-    // Declared by the image, and by the command line.
+    // Volumes of the image, and of the command line.
     let script =
         "cat /data/seed; touch /data/x /scratch/y; grep -c -e ' /data ' -e ' /scratch ' /proc/mounts";
     let flags = ["-v", "/scratch", "seeded", "sh", "-c", script];
@@ -151,7 +151,7 @@ fn volumes_without_a_name_go_with_their_container() {
     daemon.hoist(["run", "--name", "gone"].iter().chain(&flags)).ok();
     daemon.hoist(["rm", "-v", "gone"]).ok();
     assert_eq!(names(&daemon, &[]), Vec::<String>::new());
-    // What never ran leaves nothing.
+    // A container that did not start leaves no volume.
     daemon.hoist(["run", "-v", "/scratch", "--entrypoint", "/nosuch", "seeded"]).expect_code(127);
     assert_eq!(names(&daemon, &[]), Vec::<String>::new());
     daemon.hoist(["run", "--name", "../up", "-v", "/scratch", "seeded"]).expect_code(125);
@@ -175,7 +175,7 @@ fn what_is_no_name_of_a_volume_is_refused() {
     assert!(usage.stdout.lines().any(|line| line.starts_with("Local Volumes")), "{usage}");
 }
 
-/// An empty volume is filled where it stands: who has it keeps it.
+/// An empty volume is filled in place, since other containers may have it mounted.
 #[test]
 fn an_empty_volume_is_not_swapped_under_who_has_it() {
     let (_registry, daemon) = seeded();
@@ -183,7 +183,7 @@ fn an_empty_volume_is_not_swapped_under_who_has_it() {
     let inode = || std::fs::metadata(daemon.root().join("volumes/shared/_data")).expect("its data").ino();
     let first = inode();
     daemon.hoist(["run", "-d", "--name", "writer", "-v", "shared:/out", "seeded", "sleep", "1000"]).ok();
-    // The image has nothing there; and what it has elsewhere is not poured in beside who works there.
+    // The image has no files at `/in`. A volume in use is not filled.
     daemon.hoist(["run", "--rm", "-v", "shared:/in", "seeded", "true"]).ok();
     let listed = daemon.hoist(["run", "--rm", "-v", "shared:/data", "seeded", "ls", "/data"]).ok();
     assert_eq!((listed.text(), inode()), ("", first));
@@ -200,7 +200,7 @@ fn an_empty_volume_is_not_swapped_under_who_has_it() {
     assert!(!daemon.root().join("volumes/shared/.draft").exists());
 }
 
-/// Containers that are made at once share a new volume, which is whole before any of them begins.
+/// Containers that are created at the same time share a new volume, which is filled before any of them starts.
 #[test]
 fn containers_that_are_made_at_once_fill_a_new_volume_once() {
     let (_registry, daemon) = seeded();
@@ -225,13 +225,13 @@ fn containers_that_are_made_at_once_fill_a_new_volume_once() {
     }
 }
 
-/// Only what was made up for a container goes with it, as in Docker.
+/// As with Docker, only anonymous volumes are removed with their container.
 #[test]
 fn a_volume_that_is_called_by_its_digits_stays() {
     let (_registry, daemon) = seeded();
     let made = daemon.hoist(["volume", "create"]).ok().text().to_owned();
     let mount = format!("{made}:/kept");
-    // Beside one that does go: the image's.
+    // The anonymous volume of the image is removed.
     daemon.hoist(["run", "--rm", "-v", &mount, "seeded", "sh", "-c", "echo mine > /kept/file"]).ok();
     assert_eq!(names(&daemon, &[]), [made.as_str()]);
     daemon.hoist(["run", "--name", "one", "-v", &mount, "seeded", "true"]).ok();
@@ -239,17 +239,17 @@ fn a_volume_that_is_called_by_its_digits_stays() {
     daemon.hoist(["run", "--name", "../up", "-v", &mount, "seeded"]).expect_code(125);
     daemon.hoist(["run", "-v", &mount, "--entrypoint", "/nosuch", "seeded"]).expect_code(127);
     daemon.hoist(["run", "-v", &mount, "--network", "nosuch", "seeded", "true"]).expect_code(125);
-    // Found out when its tree is there.
+    // An unknown user is only noticed in the container's root file system, after the volumes were made.
     daemon.hoist(["run", "-v", &mount, "-u", "nosuch", "seeded", "true"]).expect_code(125);
     assert_eq!(names(&daemon, &[]), [made.as_str()]);
     let read = daemon.hoist(["run", "--rm", "-v", &mount, "seeded", "cat", "/kept/file"]).ok();
     assert_eq!(read.text(), "mine");
-    // Nobody uses it, and nobody gave it a name.
+    // It is anonymous, and not in use.
     daemon.hoist(["volume", "prune", "-f"]).ok();
     assert_eq!(names(&daemon, &[]), Vec::<String>::new());
 }
 
-/// Whoever is asked and says nothing has not said yes, be it a person or a script.
+/// Without an answer, destructive commands do nothing, whether a person or a script calls them.
 #[test]
 fn what_destroys_asks_and_takes_no_silence_for_yes() {
     let daemon = Daemon::start();

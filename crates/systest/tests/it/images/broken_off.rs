@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use testkit::bulk::{Bulk, Compression, Shape};
 use testkit::{Daemon, eventually, images};
 
-/// Ends a command as Ctrl-C does, and waits until nothing of its work is left in the daemon.
+/// Ends a command as Ctrl-C does, and waits until the daemon has stopped its part.
 fn break_off(daemon: &Daemon, mut child: Child) {
     kill_process(Pid::from_child(&child), Signal::INT).expect("a child of ours");
     assert_eq!(child.wait().expect("a child of ours").code(), Some(130));
@@ -20,7 +20,7 @@ fn break_off(daemon: &Daemon, mut child: Child) {
     assert!(ingests(daemon).is_empty(), "what had come has gone");
 }
 
-/// Pipes of callers that the daemon holds open.
+/// How many pipes of clients the daemon has open.
 fn pipes(daemon: &Daemon) -> usize {
     let fds = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("procfs").flatten();
     let open = fds.filter_map(|fd| fs::read_link(fd.path()).ok());
@@ -32,7 +32,7 @@ fn ingests(daemon: &Daemon) -> Vec<std::ffi::OsString> {
     entries.map(|entry| entry.file_name()).collect()
 }
 
-/// A command that has got a part of a file on its standard input, and waits for the rest.
+/// A command that has read a part of a file from its standard input, and waits for the rest.
 fn fed(daemon: &Daemon, words: &[&str], file: &Path) -> (Child, impl Sized) {
     let mut command = daemon.command(words);
     command.stdin(Stdio::piped()).env("TMPDIR", daemon.dir()).stdout(Stdio::null());
@@ -45,7 +45,7 @@ fn fed(daemon: &Daemon, words: &[&str], file: &Path) -> (Child, impl Sized) {
     (child, stdin)
 }
 
-/// Nothing of a command is left where it keeps its pipes.
+/// The directory in which a command made its pipes is removed.
 fn no_folder(daemon: &Daemon) {
     let entries = fs::read_dir(daemon.dir()).expect("a directory").flatten();
     let left: Vec<_> = entries.filter(|entry| entry.path().join("archive").exists()).collect();

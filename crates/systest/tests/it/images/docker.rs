@@ -7,7 +7,7 @@ use serde_json::json;
 use testkit::layout::tar_of;
 use testkit::{Daemon, Docker, Layout, images, run};
 
-/// Docker calls an image by the digest of its config.
+/// Docker's id of an image is the digest of its config.
 fn id_of(daemon: &Daemon, image: &str) -> String {
     daemon.hoist(["image", "inspect", "--format", "{{.Id}}", image]).ok().text().to_owned()
 }
@@ -16,7 +16,7 @@ fn docker_id_of(docker: &Docker, image: &str) -> String {
     docker.docker(["image", "inspect", "--format", "{{.Id}}", image]).ok().text().to_owned()
 }
 
-/// Two images whose layers are compressed and partly the same, in a daemon.
+/// A daemon with two images that have compressed layers, some of them in common.
 fn two_images(daemon: &Daemon) -> [&'static str; 2] {
     let archive = daemon.dir().join("busybox.tar");
     images::archive(&images::busybox(), "oci-archive", "one:1", &archive);

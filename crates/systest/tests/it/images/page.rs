@@ -24,7 +24,7 @@ fn every_line_of_the_page_works() {
         command.args(["-c", &line]).current_dir(&work).env("HOIST_ADDRESS", daemon.socket());
         run(command.stdin(std::process::Stdio::null())).ok();
     }
-    // The last lines have left what they promise.
+    // The last lines have written these files.
     for left in ["saved.tar", "saved.tar.gz", "layout/index.json", "all.tar"] {
         assert!(work.join(left).is_file(), "{left} is not there");
     }
