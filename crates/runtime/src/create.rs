@@ -258,7 +258,7 @@ impl<'a> Maker<'a> {
             self.begin_cgroup(&cgroup)?;
         }
         let mut mounts = rootfs::prepare(&spec, &bundle, &rootfs, &namespaces)?;
-        let stage = self.stage_mounts(&mut mounts, &namespaces);
+        let stage = self.stage_mounts(&mut mounts, &namespaces, &rootfs);
         let process = spec.process.as_ref().expect("checked when the spec was read");
         let (labels, mut warnings) = Labels::of(process);
         warnings.extend(doubts(&spec));
@@ -295,12 +295,17 @@ impl<'a> Maker<'a> {
 
     /// Moves the cloned trees of bind mounts to a stage of their own, if the kernel has to lock them for the
     /// container's user namespace.
-    fn stage_mounts(&self, mounts: &mut [PreparedMount], namespaces: &Namespaces) -> Option<MountStage> {
+    fn stage_mounts(
+        &self,
+        mounts: &mut [PreparedMount],
+        namespaces: &Namespaces,
+        rootfs: &Path,
+    ) -> Option<MountStage> {
         // A joined mount namespace is no copy of the caller's.
         if !(namespaces.has(NsKind::User) && namespaces.is_new(NsKind::Mount)) {
             return None;
         }
-        MountStage::of(self.dir.path(""), rootfs::stage_mounts(mounts))
+        MountStage::of(self.dir.path(""), rootfs.to_owned(), rootfs::stage_mounts(mounts))
     }
 
     fn tell_places(&self, namespaces: &Namespaces, cgroup: &CgroupLocation, scope: Option<&Scope>) {

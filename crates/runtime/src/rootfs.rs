@@ -99,7 +99,10 @@ fn file_type(fd: BorrowedFd<'_>) -> Result<FileType> {
 pub(crate) fn build(plan: &Plan, channel: &Channel, supplies: &Supplies<'_>) -> Result<Root> {
     let spec = &plan.spec;
     isolate_host_tree(spec)?;
-    let root = bind_root(&plan.rootfs, host_propagation(spec)?)?;
+    let root = match &plan.stage {
+        Some(_) => mount_root(&plan.rootfs, host_propagation(spec)?, |_| stage::take_root())?,
+        None => bind_root(&plan.rootfs, host_propagation(spec)?)?,
+    };
     for mount in &plan.mounts {
         let what =
             || format!("mount {:?} ({}) to {:?}", mount.spec.source, mount.spec.kind, mount.spec.destination);
@@ -145,9 +148,18 @@ fn host_propagation(spec: &Spec) -> Result<Propagation> {
 
 /// The root as a mount of its own, which pivot_root(2) requires.
 pub(crate) fn bind_root(path: &Path, host: Propagation) -> Result<Root> {
+    mount_root(path, host, |directory| mount::clone_tree(directory, Path::new(""), true))
+}
+
+/// Mounts a clone of the root on the root's directory.
+fn mount_root(
+    path: &Path,
+    host: Propagation,
+    clone: impl FnOnce(BorrowedFd<'_>) -> Result<OwnedFd>,
+) -> Result<Root> {
     let what = || format!("bind root file system {}", path.display());
     let target = beneath::Root::open(path)?;
-    let tree = mount::clone_tree(target.as_fd(), Path::new(""), true).context(what)?;
+    let tree = clone(target.as_fd()).context(what)?;
     // pivot_root(2) refuses a shared root. A slave, which receives mounts from the host, is allowed.
     let own = if host == Propagation::Slave { Propagation::Slave } else { Propagation::Private };
     mount::set_propagation(tree.as_fd(), own, true).context(what)?;

@@ -9,8 +9,9 @@
 //! parent: clones trees ─▶ intermediate: new mount namespace, staged as 0, 1, … ─ clone ─▶ child: clones 0, 1, …
 //! ```
 //!
-//! A container whose root is the host's `/` has the stage in it, without the options that the spec gives the mounts: an
-//! unbindable mount cannot be left out of a recursive bind mount once the kernel has locked it.
+//! The root comes from the stage too, cloned before the stage is there: a root that contains `place`, as the host's `/`
+//! does, would show the trees once more, without the options that the spec gives them. Neither can a locked mount be
+//! unmounted alone, nor can a locked one that is unbindable be left out of a recursive bind mount.
 //!
 //! The stage is the working directory of the intermediate process, and so of the child, which might not be allowed to
 //! reach it by path.
@@ -26,16 +27,20 @@ use types::{Context, Result};
 
 use super::is_directory;
 
+/// The name of the root on the stage.
+const ROOT: &str = "root";
+
 pub(crate) struct MountStage {
     place: PathBuf,
+    root: PathBuf,
     trees: Vec<OwnedFd>,
 }
 
 impl MountStage {
     /// Stages trees that are not mounted yet; None without trees. `place` is a directory of the host that the child
-    /// does not need: in its copy the stage covers it.
-    pub(crate) fn of(place: PathBuf, trees: Vec<OwnedFd>) -> Option<MountStage> {
-        (!trees.is_empty()).then_some(MountStage { place, trees })
+    /// does not need: in its copy the stage covers it. `root` is the directory of the container's root.
+    pub(crate) fn of(place: PathBuf, root: PathBuf, trees: Vec<OwnedFd>) -> Option<MountStage> {
+        (!trees.is_empty()).then_some(MountStage { place, root, trees })
     }
 
     /// Moves the calling process into a new mount namespace, and to the stage there.
@@ -44,11 +49,13 @@ impl MountStage {
         // Mounts made here do not propagate to the host.
         let host = beneath::Root::open(Path::new("/"))?;
         mount::set_propagation(host.as_fd(), Propagation::Slave, true)?;
+        let root = mount::clone_path(&self.root, true)?;
         let place = beneath::Root::open(&self.place)?;
         let words = Options { data: vec!["mode=755".to_owned()], ..Options::default() };
         let stage = mount::new_filesystem("tmpfs", "tmpfs", &words)?;
         mount::attach(stage.as_fd(), place.as_fd())?;
         let stage = beneath::Root::from_fd(stage, &self.place);
+        mount::attach(root.as_fd(), stage.make_dirs(Path::new(ROOT), 0o755)?.as_fd())?;
         for (number, tree) in self.trees.iter().enumerate() {
             let name = number.to_string();
             let target = if is_directory(tree)? {
@@ -65,4 +72,9 @@ impl MountStage {
 /// A clone of a staged tree, not mounted yet. The stage must be the working directory.
 pub(super) fn take(number: usize) -> Result<OwnedFd> {
     mount::clone_path(Path::new(&number.to_string()), true)
+}
+
+/// The same of the container's root.
+pub(super) fn take_root() -> Result<OwnedFd> {
+    mount::clone_path(Path::new(ROOT), true)
 }

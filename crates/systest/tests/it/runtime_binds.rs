@@ -1,7 +1,7 @@
 //! Bind mounts of the runtime spec: mapped owners, targets, sources inside the root, locked attributes.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
@@ -298,6 +298,49 @@ fn what_a_source_has_is_locked_in_a_user_namespace() {
     }
     let kept = kept.map(|done| done.ok().text().to_owned());
     assert_eq!(kept, ["ro,nosuid,noexec,noatime", "ro,noexec,noatime"]);
+}
+
+/// The trees that the kernel locks for a container pass through a place in the directory of its state: whoever has that in
+/// its root does not find them there, as they are without the options of the spec.
+#[test]
+fn a_root_with_the_state_directory_in_it_shows_each_source_once() {
+    const MAP: [(u32, u32, u32); 1] = [(0, 100_000, 65_536)];
+    let shown = open_dir();
+    chown(shown.path(), MAP[0].1);
+    let mount =
+        json!({"destination": "/mnt", "type": "bind", "source": shown.path(), "options": ["rbind", "ro"]});
+    // The host's root.
+    let (runtime, whole) = (Runtime::ours(), bundle(|_| ()));
+    let id = runtime.id("whole");
+    let state = runtime.root().join(&id).display().to_string();
+    let mut spec = read_spec(whole.path());
+    map_users(&mut spec, &MAP);
+    spec["root"] = json!({"path": "/", "readonly": true});
+    script(&mut spec, "cat /proc/self/mountinfo");
+    add_mount(&mut spec, mount.clone());
+    fs::write(whole.path().join("config.json"), spec.to_string()).expect("writable");
+    let path = whole.path().display().to_string();
+    let done = runtime.run(&["run", "--bundle", &path, &id]).ok();
+    assert!(done.stdout.contains(" /mnt ro"), "{done}");
+    assert!(!done.stdout.contains(&state), "{state}: {done}");
+    // A root of its own, in which everybody passes through the directory of states.
+    let part = bundle(|spec| map_users(spec, &MAP));
+    let rootfs = part.path().join("rootfs");
+    let runtime = Runtime::within(&rootfs);
+    fs::set_permissions(runtime.root(), fs::Permissions::from_mode(0o755)).expect("ours");
+    let id = runtime.id("part");
+    let inside = runtime.root().strip_prefix(&rootfs).expect("it is below").join(&id);
+    let inside = inside.display();
+    let mut spec = read_spec(part.path());
+    let look =
+        format!("for tree in /{inside}/*; do touch $tree/made; done; ls -d /{inside}; ! touch /mnt/made");
+    script(&mut spec, &look);
+    add_mount(&mut spec, mount);
+    fs::write(part.path().join("config.json"), spec.to_string()).expect("writable");
+    let path = part.path().display().to_string();
+    let done = runtime.run(&["run", "--bundle", &path, &id]).ok();
+    assert_eq!(done.text(), format!("/{inside}"), "it can look there: {done}");
+    assert!(!shown.path().join("made").exists(), "written to through the stage: {done}");
 }
 
 /// Also where the child may not look itself, where owners are mapped, and where other mounts lie below one that is bound

@@ -43,6 +43,11 @@ impl Runtime {
         Runtime { name: "hoist", program, root: TempDir::new().expect("a temporary directory") }
     }
 
+    /// Ours, with its root in a directory.
+    pub(crate) fn within(dir: &Path) -> Runtime {
+        Runtime { root: TempDir::new_in(dir).expect("a writable directory"), ..Runtime::ours() }
+    }
+
     /// Where the states of its containers are.
     pub(crate) fn root(&self) -> &Path {
         self.root.path()
