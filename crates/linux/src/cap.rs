@@ -55,6 +55,9 @@ const NAMES: [&str; 41] = [
 pub struct CapSet(pub u64);
 
 impl CapSet {
+    /// Of its many rights, that to load a filter of system calls without `no_new_privs` (seccomp(2)).
+    pub const SYS_ADMIN: CapSet = CapSet(1 << 21);
+
     /// The named capabilities. Names unknown to this program or this kernel are ignored, as runc does: a newer caller
     /// may ask for what an older kernel lacks.
     pub fn from_names(names: &[String]) -> CapSet {
@@ -104,13 +107,44 @@ pub fn keep_over_setuid(keep: bool) -> Result<()> {
     prctl(libc::PR_SET_KEEPCAPS, keep.into(), 0).context(|| "prctl(PR_SET_KEEPCAPS)")
 }
 
-/// Sets effective, permitted, inheritable and ambient. Comes after the change of user.
-pub fn apply(wanted: &Capabilities) -> Result<()> {
+/// The sets that [`apply`] has given the calling thread.
+#[must_use]
+pub struct Applied {
+    effective: u64,
+    permitted: u64,
+    inheritable: u64,
+    /// Permitted beside these sets, until they are given up.
+    kept: u64,
+}
+
+impl Applied {
+    /// Makes the kept capabilities effective.
+    pub fn use_kept(&self) -> Result<()> {
+        self.set(self.kept)
+    }
+
+    /// Leaves the calling thread what was wanted. No system call is made if nothing was kept beside that.
+    pub fn give_up_kept(self) -> Result<()> {
+        self.set(0)
+    }
+
+    fn set(&self, more: u64) -> Result<()> {
+        if self.kept == 0 {
+            return Ok(());
+        }
+        capset(self.effective | more, self.permitted | more, self.inheritable).context(|| "set capabilities")
+    }
+}
+
+/// Sets effective, permitted, inheritable and ambient. Comes after the change of user. `kept` stays permitted, without
+/// being effective, unless it is wanted.
+pub fn apply(wanted: &Capabilities, kept: CapSet) -> Result<Applied> {
     let bounding = CapSet::bounding().0;
     let set = |names: &[String]| CapSet::from_names(names).0 & bounding;
-    let (effective, permitted, inheritable) =
-        (set(&wanted.effective), set(&wanted.permitted), set(&wanted.inheritable));
-    capset(effective & permitted, permitted, inheritable).context(|| "set capabilities")?;
+    let (permitted, inheritable) = (set(&wanted.permitted), set(&wanted.inheritable));
+    let effective = set(&wanted.effective) & permitted;
+    let kept = kept.0 & !effective;
+    capset(effective, permitted | kept, inheritable).context(|| "set capabilities")?;
     prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL.cast_unsigned().into(), 0)
         .context(|| "clear the ambient capabilities")?;
     let ambient = set(&wanted.ambient) & permitted & inheritable;
@@ -118,7 +152,7 @@ pub fn apply(wanted: &Capabilities) -> Result<()> {
         prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE.cast_unsigned().into(), cap)
             .context(|| format!("raise ambient capability {cap}"))?;
     }
-    Ok(())
+    Ok(Applied { effective, permitted, inheritable, kept })
 }
 
 /// Drops all capabilities, also for programs executed later. Does not need `/proc`.
@@ -199,5 +233,44 @@ mod tests {
         assert_eq!(number("CAP_NOSUCH"), None);
         let set = CapSet::from_names(&["CAP_KILL".into(), "CAP_BPF".into(), "CAP_NOSUCH".into()]);
         assert_eq!(set.names(), ["CAP_KILL", "CAP_BPF"]);
+        assert_eq!(CapSet::SYS_ADMIN.names(), ["CAP_SYS_ADMIN"]);
+    }
+
+    #[test]
+    fn a_kept_capability_is_permitted_until_it_is_given_up() {
+        if !stdx::testing::is_root("a capability") {
+            return;
+        }
+        let sets = || {
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            let set = |name: &str| {
+                let shown = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+                CapSet(u64::from_str_radix(shown.trim(), 16).unwrap()).names().join(" ")
+            };
+            [set("CapEff:"), set("CapPrm:")]
+        };
+        let check = |wanted: &[&str], expected: [[&str; 2]; 3]| {
+            let names: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+            let wanted = Capabilities {
+                bounding: names.clone(),
+                effective: names.clone(),
+                permitted: names,
+                ..Capabilities::default()
+            };
+            let applied = apply(&wanted, CapSet::SYS_ADMIN).unwrap();
+            let first = sets();
+            applied.use_kept().unwrap();
+            let second = sets();
+            applied.give_up_kept().unwrap();
+            assert_eq!([first, second, sets()], expected);
+        };
+        // They are a thread's own.
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (one, both) = ("CAP_KILL", "CAP_KILL CAP_SYS_ADMIN");
+                check(&["CAP_KILL"], [[one, both], [both, both], [one, one]]);
+            });
+            scope.spawn(|| check(&["CAP_SYS_ADMIN"], [["CAP_SYS_ADMIN"; 2]; 3]));
+        });
     }
 }

@@ -1,7 +1,7 @@
 //! How exec enters a container: the code of its child processes.
 //!
 //! ```text
-//! intermediate: Go ─▶ cgroup ─▶ namespaces ─▶ keyring, streams ─▶ close fds ─▶ limits, user, capabilities, filter
+//! intermediate: Go ─▶ cgroup ─▶ namespaces ─▶ keyring, streams ─▶ close fds ─▶ limits, user, capabilities ─▶ filter
 //!               ─▶ clone a sibling, send its Pid ─▶ exit
 //! process:      Go ─▶ session, terminal ─▶ exec
 //! ```
@@ -12,7 +12,7 @@
 //! container never sees the intermediate process.
 //!
 //! The exception are seccomp filters that would forbid the clone or setsid(2), or would ask a supervisor that does not
-//! know of the process yet. Such a process sets its user and its filter itself, as its last steps.
+//! know of the process yet. Such a process loads its filter itself, as its last step.
 
 use std::convert::Infallible;
 use std::io;
@@ -94,17 +94,25 @@ fn run(plan: Plan<'_>, channel: &Channel) -> Result<Infallible> {
         process::close_all_but(preserve_fds.saturating_add(3), &kept)?;
     }
     program::set_limits(process, SIBLINGS, channel)?;
-    let program = if setup.filter.as_ref().is_none_or(|filter| allows_sibling(filter, process)) {
-        let program = program::become_user(process, setup, channel, || program::find(process))?;
+    let is_filter_first =
+        setup.filter.as_ref().is_none_or(|filter| allows_sibling(filter, process, has_terminal));
+    let has_listener = setup.has_listener();
+    let unfiltered = program::become_user(process, setup)?;
+    let execution = Execution::prepare(program::find(process)?, process);
+    process::reset_signals();
+    if !has_listener {
+        program::lower_file_limit(process)?;
+    }
+    if is_filter_first {
+        unfiltered.load_filter(channel)?;
         become_sibling(process, channel, has_terminal)?;
-        program
     } else {
         become_sibling(process, channel, has_terminal)?;
-        program::become_user(process, setup, channel, || program::find(process))?
-    };
-    process::reset_signals();
-    let execution = Execution::prepare(program, process);
-    program::lower_file_limit(process)?;
+        unfiltered.load_filter(channel)?;
+    }
+    if has_listener {
+        program::lower_file_limit(process)?;
+    }
     Err(execution.begin())
 }
 
@@ -136,20 +144,19 @@ fn become_sibling(process: &Process, channel: &Channel, has_terminal: bool) -> R
 }
 
 /// Whether a filter allows the system calls between it and the program.
-fn allows_sibling(filter: &Filter, process: &Process) -> bool {
+fn allows_sibling(filter: &Filter, process: &Process, has_terminal: bool) -> bool {
     let calls = &filter.program;
     let terminal = [io::stdin().as_raw_fd().unsigned_abs().into(), tty::CONTROL, 0, 0, 0, 0];
     (!calls.has_listener() || is_silent_before_clone(filter, process))
         && calls.allows(libc::SYS_clone, [CLONE_SIBLING, 0, 0, 0, 0, 0])
         && calls.allows(libc::SYS_setsid, [0; 6])
-        && calls.allows(libc::SYS_ioctl, terminal)
+        && (!has_terminal || calls.allows(libc::SYS_ioctl, terminal))
         && (program::process_limit(process).is_none() || calls.allows(libc::SYS_prlimit64, [0; 6]))
 }
 
 /// Whether a filter asks its supervisor nothing before the clone. Only then can the supervisor know the process that it
-/// answers for; the intermediate process would wait for ever. With `noNewPrivileges` the filter is the last thing that
-/// is loaded, and what remains is to hear that the parent has the listener, to close descriptors, to allocate and free
-/// memory, and to exit.
+/// answers for; the intermediate process would wait for ever. What remains is to hear that the parent has the listener,
+/// to give up the capability to load a filter, to close descriptors, to allocate and free memory, and to exit.
 fn is_silent_before_clone(filter: &Filter, process: &Process) -> bool {
     const LEFT: [libc::c_long; 9] = [
         libc::SYS_read,
@@ -163,7 +170,8 @@ fn is_silent_before_clone(filter: &Filter, process: &Process) -> bool {
         libc::SYS_munmap,
         libc::SYS_exit_group,
     ];
-    process.no_new_privileges && LEFT.iter().all(|call| filter.program.allows(*call, [0; 6]))
+    let asks_nothing = |call: libc::c_long| filter.program.allows(call, [0; 6]);
+    (process.no_new_privileges || asks_nothing(libc::SYS_capset)) && LEFT.into_iter().all(asks_nothing)
 }
 
 /// Enters the cgroup, with the CPU affinity for before and after (`execCPUAffinity`).
@@ -228,10 +236,14 @@ mod tests {
                 ..LinuxSeccomp::default()
             };
             let filter = Filter { program: seccomp::compile(&profile).unwrap() };
-            allows_sibling(&filter, &Process { no_new_privileges, ..Process::default() })
+            allows_sibling(&filter, &Process { no_new_privileges, ..Process::default() }, false)
         };
-        assert!(is_loaded_before("mkdirat", true));
-        assert!(!is_loaded_before("mkdirat", false));
+        for no_new_privileges in [true, false] {
+            assert!(is_loaded_before("mkdirat", no_new_privileges));
+            assert!(is_loaded_before("ioctl", no_new_privileges), "without a terminal");
+        }
+        assert!(is_loaded_before("capset", true));
+        assert!(!is_loaded_before("capset", false));
         for call in ["read", "mmap", "mprotect", "mremap", "close", "clone", "setsid"] {
             assert!(!is_loaded_before(call, true), "{call}");
         }

@@ -82,6 +82,8 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     }
     // Before the limits, which may leave no room for the filter.
     let setup = ProcessSetup { filter: supplies.into_filter()?, ..setup };
+    // Both take further files.
+    let lowers_files_late = setup.has_listener() || !start_hooks.hooks.is_empty();
     // The start fifos stay open over the change of user: a user that may write to them by path could start the
     // container.
     program::set_limits(container_process, 0, channel)?;
@@ -91,26 +93,30 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
         scheduling::set_scheduler(0, scheduler, processors)?;
     }
     let is_shown = setup.is_shown;
-    let program = program::become_user(container_process, setup, channel, || {
-        let program = program::find(container_process)?;
-        process::reset_signals();
-        process::exit_on_termination_signals();
-        // A container outlives its creator.
-        process::die_with_parent(false)?;
-        if is_shown {
-            // The change of user reset it, if it was allowed before.
-            process::allow_tracing()?;
-        }
-        Ok(program)
-    })?;
+    let unfiltered = program::become_user(container_process, setup)?;
+    let program = program::find(container_process)?;
+    let execution = Execution::prepare(program, container_process);
+    process::reset_signals();
+    process::exit_on_termination_signals();
+    // A container outlives its creator.
+    process::die_with_parent(false)?;
+    if is_shown {
+        // The change of user reset it, if it was allowed before.
+        process::allow_tracing()?;
+    }
+    if !lowers_files_late {
+        program::lower_file_limit(container_process)?;
+    }
+    unfiltered.load_filter(channel)?;
     // From here on only system calls are used that any filter needs to allow for a program to be executed.
     channel.write(&Message::Ready).context(|| "tell the parent")?;
-    // Overlaps with the parent's writing of the state.
-    let execution = Execution::prepare(program, container_process);
 
     start.wait().context(|| "wait to be started")?;
     // From here on errors go to the caller of start.
-    let ready = start_hooks.run(&execution).and_then(|()| program::lower_file_limit(container_process));
+    let ready = start_hooks.run(&execution).and_then(|()| match lowers_files_late {
+        true => program::lower_file_limit(container_process),
+        false => Ok(()),
+    });
     let error = match ready {
         Ok(()) => execution.begin(),
         Err(error) => error,

@@ -1,8 +1,9 @@
 //! The last steps of every container process before its program, in create and exec: standard streams, limits, labels,
 //! identity, capabilities, filter.
 //!
-//! The kernel dictates the order: steps that need a privilege come before the one that drops it. Without
-//! `noNewPrivileges` the filter is loaded while `CAP_SYS_ADMIN` is still there; with it, last.
+//! The kernel dictates the order: steps that need a privilege come before the one that drops it. The filter comes last,
+//! so that it need not allow what the others do. Without `noNewPrivileges` loading it takes `CAP_SYS_ADMIN`, which is
+//! permitted until then, and given up by the one call that such a filter must allow, capset(2).
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -102,10 +103,7 @@ pub(crate) struct Filter {
 
 impl Filter {
     /// Loads the filter. Before anything else the parent passes its listener on to the supervisor.
-    fn load(&self, channel: &Channel, is_shown: bool) -> Result<()> {
-        if is_shown && self.program.has_listener() {
-            process::allow_tracing()?;
-        }
+    fn load(&self, channel: &Channel) -> Result<()> {
         let listener = seccomp::load(&self.program).context(|| "load the seccomp filter")?;
         if let Some(listener) = listener {
             channel.announce_listener(listener.as_fd()).context(|| "announce the seccomp listener")?;
@@ -125,6 +123,30 @@ pub(crate) struct ProcessSetup {
     pub(crate) is_shown: bool,
     pub(crate) personality: Option<Personality>,
     pub(crate) memory_policy: Option<MemoryPolicy>,
+}
+
+impl ProcessSetup {
+    /// Whether a filter will give the process a listener, which is one more open file.
+    pub(crate) fn has_listener(&self) -> bool {
+        self.filter.as_ref().is_some_and(|filter| filter.program.has_listener())
+    }
+}
+
+/// A process that lacks its filter, if it has one, and is otherwise ready for its program.
+#[must_use]
+pub(crate) struct Unfiltered {
+    filter: Option<Filter>,
+    capabilities: cap::Applied,
+}
+
+impl Unfiltered {
+    /// Loads the filter, with the capability for that, which is then given up.
+    pub(crate) fn load_filter(self, channel: &Channel) -> Result<()> {
+        let Some(filter) = self.filter else { return Ok(()) };
+        self.capabilities.use_kept()?;
+        filter.load(channel)?;
+        self.capabilities.give_up_kept()
+    }
 }
 
 /// Sets the limits of the calling process, which still has to make `more` processes: so many more may its user have
@@ -214,27 +236,15 @@ const OWN_FILES: u64 = 64;
 /// Bytes; many times the memory that the setup takes.
 const OWN_MEMORY: u64 = 64 << 20;
 
-/// Takes the identity of the spec, with its restrictions, and enters the working directory. Only the exec is left to
-/// do.
-///
-/// `last` runs as that user; with `noNewPrivileges` it is not subject to the filter yet.
-pub(crate) fn become_user<T>(
-    process: &Process,
-    setup: ProcessSetup,
-    channel: &Channel,
-    last: impl FnOnce() -> Result<T>,
-) -> Result<T> {
+/// Takes the identity of the spec, with its restrictions, and enters the working directory. Only the filter and the exec
+/// are left to do.
+pub(crate) fn become_user(process: &Process, setup: ProcessSetup) -> Result<Unfiltered> {
     set_scheduling(process, &setup)?;
     setup.labels.apply(&setup.proc)?;
     if process.no_new_privileges {
         process::forbid_new_privileges()?;
     }
-    // Before the filter, which may forbid getgroups(2) and setgroups(2).
     set_groups(&process.user.additional_gids, &setup.proc)?;
-    let filter = setup.filter.as_ref();
-    if let Some(filter) = filter.filter(|_| !process.no_new_privileges) {
-        filter.load(channel, setup.is_shown)?;
-    }
     let none = Capabilities::default();
     let capabilities = process.capabilities.as_ref().unwrap_or(&none);
     give_streams(process.user.uid)?;
@@ -246,18 +256,16 @@ pub(crate) fn become_user<T>(
     cap::keep_over_setuid(true)?;
     set_ids(process)?;
     cap::keep_over_setuid(false)?;
-    cap::apply(capabilities)?;
+    let needs_privilege = setup.filter.is_some() && !process.no_new_privileges;
+    let kept = if needs_privilege { CapSet::SYS_ADMIN } else { CapSet::default() };
+    let capabilities = cap::apply(capabilities, kept)?;
     let umask = process.user.umask.unwrap_or(UMASK_DEFAULT);
     rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
     if !is_there {
         enter_directory(&process.cwd)?;
     }
     check_directory(&process.cwd)?;
-    let done = last()?;
-    if let Some(filter) = filter.filter(|_| process.no_new_privileges) {
-        filter.load(channel, setup.is_shown)?;
-    }
-    Ok(done)
+    Ok(Unfiltered { filter: setup.filter, capabilities })
 }
 
 fn set_scheduling(process: &Process, setup: &ProcessSetup) -> Result<()> {
@@ -457,8 +465,8 @@ fn executable(path: &str) -> Result<()> {
     }
     let is_allowed = |flags| accessat(rustix::fs::CWD, path, Access::EXEC_OK, flags);
     let allowed = match is_allowed(AtFlags::EACCESS) {
-        // A filter that does not know faccessat2(2) fails so. The older call checks the real user, who is the effective
-        // one by now.
+        // A filter that the caller is under, and that does not know faccessat2(2), fails so. The older call checks the
+        // real user, who is the effective one by now.
         Err(Errno::PERM) => is_allowed(AtFlags::empty()),
         other => other,
     };

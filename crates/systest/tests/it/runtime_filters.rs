@@ -284,3 +284,65 @@ fn sockets_may_be_forbidden() {
         runtime.run(&["delete", "--force", &id]).ok();
     }
 }
+
+/// Waits for its end, or says that it is there: with hardly a call.
+const FRUGAL: &str = r#"
+#include <unistd.h>
+int main(int argc, char **argv) {
+    if (argc > 1) return write(1, "here\n", 5) != 5;
+    for (;;) pause();
+}
+"#;
+
+/// A filter comes last: what it refuses the program lacks, and nobody on the way to it. Where privileges can be gained, it
+/// must allow to give up that of loading it.
+#[test]
+fn a_filter_refuses_nothing_to_who_makes_or_enters_the_container() {
+    const CALLS: [&[&str]; 11] = [
+        &["clone", "clone3", "fork", "vfork"],
+        &["setsid", "setpgid", "ioctl"],
+        &["setns", "unshare"],
+        &["prctl"],
+        &["setuid", "setgid", "setresuid", "setresgid", "getgroups", "setgroups"],
+        &["chdir", "fchdir", "getcwd"],
+        &["chown", "fchown", "fchownat"],
+        &["umask", "getrlimit", "setrlimit", "prlimit64"],
+        &["open", "openat", "openat2", "stat", "newfstatat", "statx", "access", "faccessat", "faccessat2"],
+        &["rt_sigaction", "rt_sigprocmask"],
+        &["close", "close_range", "dup2", "fcntl", "recvmsg", "sendmsg", "seccomp"],
+    ];
+    let runtime = Runtime::ours();
+    let mut rows: Vec<Vec<&str>> = CALLS.iter().map(|calls| calls.to_vec()).collect();
+    rows.push(CALLS.concat());
+    for no_new_privileges in [true, false] {
+        for calls in &rows {
+            let mut refused = calls.clone();
+            if no_new_privileges {
+                refused.extend(["capget", "capset"]);
+            }
+            let bundle = bundle(|spec| {
+                spec["process"]["args"] = json!(["/frugal"]);
+                spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+                spec["process"]["user"] = json!({"uid": 1000, "gid": 1000, "additionalGids": [7]});
+                // So few that the runtime itself needs more.
+                spec["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 16, "hard": 16}]);
+                spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+                    {"names": refused, "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]});
+            });
+            compile(FRUGAL, &bundle.path().join("rootfs/frugal"));
+            let (path, id) = (bundle.path().display().to_string(), runtime.id("frugal"));
+            let output = fs::File::create(bundle.path().join("output")).expect("a writable bundle");
+            let mut create = runtime.command(&["create", "--bundle", &path, &id]);
+            create.stdout(output.try_clone().expect("a file")).stderr(output);
+            let is_made = create.status().expect("it runs").success();
+            assert!(is_made, "{refused:?}: {}", read_text(&bundle.path().join("output")));
+            let started = runtime.run(&["start", &id]);
+            let entered = [&[][..], &["--user", "5:5"]]
+                .map(|flags| runtime.run(&[&["exec"], flags, &[&id, "/frugal", "here"]].concat()));
+            runtime.run(&["delete", "--force", &id]).ok();
+            for done in [started].into_iter().chain(entered) {
+                assert_eq!(done.code, 0, "{refused:?}, {no_new_privileges}: {done}");
+            }
+        }
+    }
+}

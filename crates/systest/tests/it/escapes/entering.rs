@@ -13,20 +13,35 @@ use testkit::{ShimHost, eventually, is_root};
 use super::{Race, Running, add_capabilities, attempt, until_met};
 use crate::cgroups;
 use crate::runtime_bundle::{Runtime, add_mount, bundle, compile, read_text, script};
+use crate::runtime_joins::join;
 use crate::runtime_spec::map_users;
+
+/// Calls that a filter refuses: with the first ones it is there when the process that enters is born, with the others that
+/// process loads it.
+const FILTERED: [&[&str]; 2] = [&["mkdir", "clone3"], &["mkdir", "clone3", "setsid"]];
+
+/// A filter that refuses these calls as a kernel does that lacks them.
+fn refusing(calls: &[&str]) -> Value {
+    json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": calls, "action": "SCMP_ACT_ERRNO", "errnoRet": 38}]})
+}
 
 /// What the first process writes to `/seen` while others enter. It makes `/up` when it begins, and adds a line to
 /// `/rounds` after each look at all processes.
 fn what_an_attacker_sees(runtime: &Runtime, bundle: &TempDir) -> String {
-    let root = bundle.path().join("rootfs");
-    let running = Running::start(runtime, bundle);
+    what_a_neighbour_sees(&Running::start(runtime, bundle), bundle)
+}
+
+/// The same of the first process of `attacker`, while others enter a container that may be another one.
+fn what_a_neighbour_sees(entered: &Running<'_>, attacker: &TempDir) -> String {
+    let root = attacker.path().join("rootfs");
     eventually("the attacker is up", || root.join("up").exists().then_some(()));
     let rounds = || fs::metadata(root.join("rounds")).map_or(0, |file| file.len());
     let path = format!("PATH={}/bin", "/nothing/here:".repeat(3000));
     let begin = rounds();
     eventually("the attacker has looked around", || {
         for _ in 0..5 {
-            running.exec_with(&["--env", &path], &["true"]).ok();
+            entered.exec_with(&["--env", &path], &["true"]).ok();
         }
         (rounds() > begin + 20).then_some(())
     });
@@ -37,10 +52,12 @@ fn what_an_attacker_sees(runtime: &Runtime, bundle: &TempDir) -> String {
 #[test]
 fn a_hostile_first_process_does_not_look_into_who_enters() {
     let runtime = Runtime::ours();
-    let bundle = bundle(|spec| {
-        script(
-            spec,
-            "echo up > /up; while true; do for p in /proc/[0-9]*; do
+    for refused in FILTERED {
+        let bundle = bundle(|spec| {
+            spec["linux"]["seccomp"] = refusing(refused);
+            script(
+                spec,
+                "echo up > /up; while true; do for p in /proc/[0-9]*; do
                case $p in /proc/1) continue ;; esac
                for what in exe cwd root fd/3 fd/4 fd/5 fd/6 fd/7; do
                  seen=$(readlink $p/$what) || continue
@@ -48,12 +65,13 @@ fn a_hostile_first_process_does_not_look_into_who_enters() {
                done
                dd if=$p/mem of=/dev/null bs=1 count=1 && echo mem >> /seen
              done; echo >> /rounds; done 2>/dev/null",
-        );
-    });
-    // The container was given the output file itself.
-    let seen = what_an_attacker_sees(&runtime, &bundle);
-    let seen: Vec<&str> = seen.lines().filter(|line| !line.contains("/output")).collect();
-    assert!(seen.is_empty(), "{seen:?}");
+            );
+        });
+        // The container was given the output file itself.
+        let seen = what_an_attacker_sees(&runtime, &bundle);
+        let seen: Vec<&str> = seen.lines().filter(|line| !line.contains("/output")).collect();
+        assert!(seen.is_empty(), "{refused:?}: {seen:?}");
+    }
 }
 
 /// Kinds of namespaces: their names in a spec, and in `/proc/PID/ns`.
@@ -219,15 +237,10 @@ fn a_container_whose_starter_was_killed_is_not_deleted_without_force() {
     assert_eq!(runtime.run(&["list", "-q"]).ok().text(), "");
 }
 
-/// With `CAP_SYS_PTRACE` a container looks into all that it sees: a process that enters it must not be seen before
-/// everything that it has is the container's.
-#[test]
-fn who_may_trace_all_finds_nothing_of_the_host_in_who_enters() {
-    let runtime = Runtime::ours();
-    let host = TempDir::new().expect("a temporary directory");
-    let secret = host.path().join("secret");
-    fs::write(&secret, "of the host").expect("writable");
-    let look = format!(
+/// Looks into all processes but the first: for a file of the host, for other rights than the first has, and for whatever
+/// is open.
+fn look_at_all(secret: &Path) -> String {
+    format!(
         "own=$(grep CapEff /proc/1/status); echo up > /up; while true; do for p in /proc/[0-9]*; do
            case $p in /proc/1) continue ;; esac
            test -e $p/root{} && echo \"root $(cat $p/comm)\" >> /seen
@@ -238,15 +251,54 @@ fn who_may_trace_all_finds_nothing_of_the_host_in_who_enters() {
            done
          done; echo >> /rounds; done 2>/dev/null",
         secret.display()
-    );
-    let bundle = bundle(|spec| {
-        add_capabilities(spec, &["CAP_SYS_PTRACE"]);
-        spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
-            {"names": ["mkdir", "clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}]});
-        script(spec, &look);
-    });
-    let seen = what_an_attacker_sees(&runtime, &bundle);
-    assert!(seen.is_empty(), "{seen}");
+    )
+}
+
+/// With `CAP_SYS_PTRACE` a container looks into all that it sees: a process that enters it must not be seen before
+/// everything that it has is the container's, but for a filter under which it could not be born.
+#[test]
+fn who_may_trace_all_finds_nothing_of_the_host_in_who_enters() {
+    let runtime = Runtime::ours();
+    let host = TempDir::new().expect("a temporary directory");
+    let secret = host.path().join("secret");
+    fs::write(&secret, "of the host").expect("writable");
+    for refused in FILTERED {
+        let bundle = bundle(|spec| {
+            add_capabilities(spec, &["CAP_SYS_PTRACE"]);
+            spec["linux"]["seccomp"] = refusing(refused);
+            script(spec, &look_at_all(&secret));
+        });
+        let seen = what_an_attacker_sees(&runtime, &bundle);
+        assert!(seen.is_empty(), "{refused:?}: {seen}");
+    }
+}
+
+/// So does one that shares the process numbers of the container that is entered.
+#[test]
+fn a_neighbour_that_may_trace_all_finds_nothing_of_the_host_in_who_enters() {
+    let runtime = Runtime::ours();
+    let host = TempDir::new().expect("a temporary directory");
+    let secret = host.path().join("secret");
+    fs::write(&secret, "of the host").expect("writable");
+    for refused in FILTERED {
+        let calm = bundle(|spec| {
+            // With the rights of the neighbour, which looks for others.
+            add_capabilities(spec, &["CAP_SYS_PTRACE"]);
+            spec["linux"]["seccomp"] = refusing(refused);
+            script(spec, "exec busybox sleep 1000");
+        });
+        let entered = Running::start(&runtime, &calm);
+        let state = runtime.run(&["state", &entered.id]).ok();
+        let state: Value = serde_json::from_str(&state.stdout).expect("JSON");
+        let neighbour = bundle(|spec| {
+            add_capabilities(spec, &["CAP_SYS_PTRACE"]);
+            join(spec, json!({"type": "pid", "path": format!("/proc/{}/ns/pid", state["pid"])}));
+            script(spec, &look_at_all(&secret));
+        });
+        let _looks = Running::start(&runtime, &neighbour);
+        let seen = what_a_neighbour_sees(&entered, &neighbour);
+        assert!(seen.is_empty(), "{refused:?}: {seen}");
+    }
 }
 
 /// Whoever may trace takes from the process that enters what it speaks to its parent with. Of what is said there a

@@ -219,7 +219,7 @@ fn signals_go_to_descriptors_of_processes() {
 /// A row of the table in `docs/design/init.md`, and the beginnings of the calls that make it up, in their order.
 type Step = (&'static str, &'static [&'static str]);
 
-const STEPS: [Step; 20] = [
+const STEPS: [Step; 19] = [
     ("1", &["prctl(PR_SET_PDEATHSIG, SIGKILL"]),
     // Only with a user namespace: see `MAPPED`.
     ("2", &[]),
@@ -236,9 +236,7 @@ const STEPS: [Step; 20] = [
     ("11", &["mount_setattr(", "move_mount("]),
     ("12", &["sched_setaffinity(", "dup2(", "close_range("]),
     ("13", &["prlimit64(", "prctl(PR_SET_NO_NEW_PRIVS", "setgroups(", "chdir(", "setresuid(", "capset("]),
-    ("14", &["faccessat2(", "rt_sigaction(", "prctl(PR_SET_PDEATHSIG, 0"]),
-    // With `noNewPrivileges` it comes last.
-    ("13", &["seccomp("]),
+    ("14", &["faccessat2(", "rt_sigaction(", "prctl(PR_SET_PDEATHSIG, 0", "seccomp("]),
     ("15", &["write("]),
     ("16", &["read("]),
     ("17", &["wait4("]),
@@ -254,28 +252,16 @@ const MAPPED: [Step; 3] = [
 ];
 
 /// Those of an intermediate process that enters.
-const BETWEEN: [Step; 4] = [
+const BETWEEN: [Step; 5] = [
     ("3", &["recvmsg(", "prctl(PR_SET_DUMPABLE, SUID_DUMP_DISABLE", "sched_setaffinity(", "setns("]),
     ("4", &["keyctl(KEYCTL_JOIN_SESSION_KEYRING"]),
     ("12", &["openat2(", "dup2(", "close_range("]),
-    (
-        "13",
-        &[
-            "prlimit64(",
-            "prctl(PR_SET_NO_NEW_PRIVS",
-            "setgroups(",
-            "chdir(",
-            "setresuid(",
-            "capset(",
-            "seccomp(",
-            "clone(",
-            "exit_group(",
-        ],
-    ),
+    ("13", &["prlimit64(", "prctl(PR_SET_NO_NEW_PRIVS", "setgroups(", "chdir(", "setresuid(", "capset("]),
+    ("14", &["faccessat2(", "rt_sigaction(", "seccomp(", "clone(", "exit_group("]),
 ];
 
 /// Those of the process that it brings in.
-const ENTERS: [Step; 2] = [("14", &["read(", "setsid(", "rt_sigaction("]), ("18", &[ENTERED])];
+const ENTERS: [Step; 2] = [("4", &["read(", "setsid("]), ("18", &[ENTERED])];
 
 /// What these take, with memory for it, and the time where the kernel must be asked for it (vdso(7)). Whoever adds one says
 /// in the page what for.
@@ -357,25 +343,56 @@ fn who_enters_does_what_its_page_lists() {
     }
 }
 
-/// Also a filter that asks a supervisor is there before the process is born, if it may gain no privileges: whoever may trace
-/// finds none that it could take over.
+/// Also a filter that asks a supervisor is there before the process is born: whoever may trace finds none that it could take
+/// over.
 #[test]
 fn who_enters_is_born_under_a_filter_that_asks_a_supervisor() {
     let dir = TempDir::new().expect("a temporary directory");
     let socket = dir.path().join("supervisor");
     // It is told, and has nothing to answer.
     let _supervisor = UnixListener::bind(&socket).expect("a new directory");
-    let Traced { entering: [between, enters], .. } = trace(&bundle(|spec| {
-        a_bit_of_everything(spec);
-        let filter = &mut spec["linux"]["seccomp"];
-        filter["listenerPath"] = json!(socket);
-        filter["syscalls"][0]["action"] = json!("SCMP_ACT_NOTIFY");
-    }));
-    let loads =
-        |calls: &[String]| calls.iter().any(|line| line.starts_with("seccomp(SECCOMP_SET_MODE_FILTER"));
-    assert_eq!((loads(&between), loads(&enters)), (true, false), "{}", enters.join("\n"));
-    check_calls(&between, &BETWEEN, &[CALLS_OF_ENTERING]);
-    check_calls(&enters, &ENTERS, &[CALLS_OF_ENTERING]);
+    for no_new_privileges in [true, false] {
+        let Traced { entering: [between, enters], .. } = trace(&bundle(|spec| {
+            a_bit_of_everything(spec);
+            spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+            let filter = &mut spec["linux"]["seccomp"];
+            filter["listenerPath"] = json!(socket);
+            filter["syscalls"][0]["action"] = json!("SCMP_ACT_NOTIFY");
+        }));
+        let loads =
+            |calls: &[String]| calls.iter().any(|line| line.starts_with("seccomp(SECCOMP_SET_MODE_FILTER"));
+        assert_eq!((loads(&between), loads(&enters)), (true, false), "{}", enters.join("\n"));
+        let steps: &[Step] = if no_new_privileges { &BETWEEN } else { &[] };
+        check_calls(&between, steps, &[CALLS_OF_ENTERING]);
+        check_calls(&enters, &ENTERS, &[CALLS_OF_ENTERING]);
+    }
+}
+
+/// What a filter refuses is refused from the exec on: of what the kernel must be asked for before, hardly anything is asked
+/// for under it.
+#[test]
+fn under_its_filter_nobody_asks_for_more_than_every_filter_allows() {
+    for no_new_privileges in [true, false] {
+        let Traced { first, entering: [between, enters], .. } = trace(&bundle(|spec| {
+            spec["process"]["args"] = json!(["/bin/sleep", "1000"]);
+            spec["process"]["terminal"] = json!(true);
+            spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+            let rule = json!({ "names": ["setsid"], "action": "SCMP_ACT_ERRNO" });
+            spec["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule] });
+        }));
+        let is_load = |line: &String| line.starts_with("seccomp(SECCOMP_SET_MODE_FILTER");
+        assert!(!between.iter().any(is_load), "who must begin a session is not under it before");
+        for calls in [&first, &enters] {
+            let at = calls.iter().position(is_load).expect("it is loaded");
+            let names = calls[at + 1..].iter().filter_map(|line| Some(parts(line)?.0));
+            let names: BTreeSet<&str> = names.collect();
+            // With what memory takes.
+            let known = "capset close read write execve brk madvise mmap mprotect mremap munmap";
+            let known: BTreeSet<&str> = known.split(' ').collect();
+            assert_eq!(names.difference(&known).collect::<Vec<_>>(), [&""; 0]);
+            assert_eq!(names.contains("capset"), !no_new_privileges, "{names:?}");
+        }
+    }
 }
 
 /// Calls that look for a path.
