@@ -301,11 +301,11 @@ impl<'a> Maker<'a> {
         namespaces: &Namespaces,
         rootfs: &Path,
     ) -> Option<MountStage> {
-        // A joined mount namespace is no copy of the caller's.
-        if !(namespaces.has(NsKind::User) && namespaces.is_new(NsKind::Mount)) {
+        if !namespaces.has(NsKind::User) {
             return None;
         }
-        MountStage::of(self.dir.path(""), rootfs.to_owned(), rootfs::stage_mounts(mounts))
+        let root = namespaces.is_new(NsKind::Mount).then(|| rootfs.to_owned());
+        MountStage::of(self.dir.path(""), root, rootfs::stage_mounts(mounts))
     }
 
     fn tell_places(&self, namespaces: &Namespaces, cgroup: &CgroupLocation, scope: Option<&Scope>) {
@@ -437,11 +437,13 @@ impl<'a> Maker<'a> {
 
     fn carry_out(&mut self, plan: Plan) -> Result<Created> {
         let (mut ours, theirs) = Channel::pair()?;
+        // The kernel locks what it copies, also for a child that leaves the copy for a mount namespace that it joins.
+        let copy = if plan.stage.is_some() { NsKind::Mount.clone_flag() } else { 0 };
         let fork = Fork {
             user: plan.namespaces.joined(NsKind::User),
             pid: plan.namespaces.joined(NsKind::Pid),
             joined: &plan.namespaces.joined,
-            new: clone_flags(&plan.namespaces),
+            new: clone_flags(&plan.namespaces) | copy,
             cgroup: self.cgroup.as_ref().and_then(Cgroup::unified_dir),
             stage: plan.stage.as_ref(),
         };

@@ -35,10 +35,13 @@ pub(crate) fn main(plan: Plan, channel: &Channel) -> ! {
     process::exit_now(1)
 }
 
-fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
+fn run(mut plan: Plan, channel: &Channel) -> Result<Infallible> {
     process::die_with_parent(true)?;
     if plan.begins_with_go() {
         channel.wait_for_go().map_err(|_| parent_went_away())?;
+    }
+    if plan.namespaces.joined(NsKind::Mount).is_some() {
+        rootfs::take_staged(&mut plan.mounts)?;
     }
     join_namespaces(&plan)?;
     if plan.namespaces.has(NsKind::User) {

@@ -39,7 +39,7 @@ mod stage;
 
 pub(crate) use devices::devices;
 pub(crate) use enter::enter;
-pub(crate) use prepare::{PreparedMount, prepare, stage_mounts, strip_root};
+pub(crate) use prepare::{PreparedMount, prepare, stage_mounts, strip_root, take_staged};
 pub(crate) use restrict::restrict;
 pub(crate) use stage::MountStage;
 
@@ -100,8 +100,10 @@ pub(crate) fn build(plan: &Plan, channel: &Channel, supplies: &Supplies<'_>) -> 
     let spec = &plan.spec;
     isolate_host_tree(spec)?;
     let root = match &plan.stage {
-        Some(_) => mount_root(&plan.rootfs, host_propagation(spec)?, |_| stage::take_root())?,
-        None => bind_root(&plan.rootfs, host_propagation(spec)?)?,
+        Some(stage) if stage.has_root() => {
+            mount_root(&plan.rootfs, host_propagation(spec)?, |_| stage::take_root())?
+        }
+        _ => bind_root(&plan.rootfs, host_propagation(spec)?)?,
     };
     for mount in &plan.mounts {
         let what =

@@ -99,7 +99,7 @@ pub(super) fn mount_one(
 }
 
 /// Refuses to clear attributes of a bind mount's source that the kernel has locked in a user namespace, and names them,
-/// which the kernel's error does not. Trees that the caller cloned for a joined mount namespace are not locked.
+/// which the kernel's error does not.
 fn keep_locked(source: BorrowedFd<'_>, changes: &[Attributes]) -> Result<()> {
     // A file system that does not answer (a dead NFS) is only asked if needed.
     if changes.iter().all(|change| change.is_empty()) {

@@ -109,6 +109,16 @@ pub(crate) fn stage_mounts(mounts: &mut [PreparedMount]) -> Vec<OwnedFd> {
     trees
 }
 
+/// Takes the trees from the stage, before the calling process leaves the mount namespace that has it.
+pub(crate) fn take_staged(mounts: &mut [PreparedMount]) -> Result<()> {
+    for mount in mounts {
+        if let Some(Source::Staged(number)) = mount.source {
+            mount.source = Some(Source::Tree(stage::take(number)?));
+        }
+    }
+    Ok(())
+}
+
 /// Makes destinations relative to the root that begin with the root's path on the host, as runc does: some callers
 /// write them so. Others stay as they are.
 pub(crate) fn strip_root(spec: &mut Spec, bundle: &Path, rootfs: &Path) {

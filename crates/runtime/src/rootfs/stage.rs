@@ -13,6 +13,9 @@
 //! does, would show the trees once more, without the options that the spec gives them. Neither can a locked mount be
 //! unmounted alone, nor can a locked one that is unbindable be left out of a recursive bind mount.
 //!
+//! A child that joins a mount namespace is born in such a copy too, and clones the trees before it goes: so they stay
+//! locked. The root is the one that it finds there.
+//!
 //! The stage is the working directory of the intermediate process, and so of the child, which might not be allowed to
 //! reach it by path.
 
@@ -32,15 +35,21 @@ const ROOT: &str = "root";
 
 pub(crate) struct MountStage {
     place: PathBuf,
-    root: PathBuf,
+    root: Option<PathBuf>,
     trees: Vec<OwnedFd>,
 }
 
 impl MountStage {
     /// Stages trees that are not mounted yet; None without trees. `place` is a directory of the host that the child
-    /// does not need: in its copy the stage covers it. `root` is the directory of the container's root.
-    pub(crate) fn of(place: PathBuf, root: PathBuf, trees: Vec<OwnedFd>) -> Option<MountStage> {
+    /// does not need: in its copy the stage covers it. `root` is the directory of the container's root, unless that is in
+    /// another mount namespace.
+    pub(crate) fn of(place: PathBuf, root: Option<PathBuf>, trees: Vec<OwnedFd>) -> Option<MountStage> {
         (!trees.is_empty()).then_some(MountStage { place, root, trees })
+    }
+
+    /// Whether the root is there.
+    pub(super) fn has_root(&self) -> bool {
+        self.root.is_some()
     }
 
     /// Moves the calling process into a new mount namespace, and to the stage there.
@@ -49,13 +58,15 @@ impl MountStage {
         // Mounts made here do not propagate to the host.
         let host = beneath::Root::open(Path::new("/"))?;
         mount::set_propagation(host.as_fd(), Propagation::Slave, true)?;
-        let root = mount::clone_path(&self.root, true)?;
+        let root = self.root.as_deref().map(|root| mount::clone_path(root, true)).transpose()?;
         let place = beneath::Root::open(&self.place)?;
         let words = Options { data: vec!["mode=755".to_owned()], ..Options::default() };
         let stage = mount::new_filesystem("tmpfs", "tmpfs", &words)?;
         mount::attach(stage.as_fd(), place.as_fd())?;
         let stage = beneath::Root::from_fd(stage, &self.place);
-        mount::attach(root.as_fd(), stage.make_dirs(Path::new(ROOT), 0o755)?.as_fd())?;
+        if let Some(root) = root {
+            mount::attach(root.as_fd(), stage.make_dirs(Path::new(ROOT), 0o755)?.as_fd())?;
+        }
         for (number, tree) in self.trees.iter().enumerate() {
             let name = number.to_string();
             let target = if is_directory(tree)? {

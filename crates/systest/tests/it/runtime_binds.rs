@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -212,6 +212,49 @@ fn sources_in_the_root_have_the_mounts_before_them() {
     // One mount alone, of which the mounts below are not shown.
     let done = attempt(&["bind"], false, false);
     done.expect_code(1).expect_stderr("/final/x/y");
+}
+
+/// Whatever the mount passes through on its way into a user namespace.
+#[test]
+fn a_slave_in_a_user_namespace_gets_mounts_of_the_host_and_gives_none() {
+    for runtime in Runtime::both() {
+        let host = open_dir();
+        let _mounts = MountsBelow(host.path().to_owned());
+        let mount = |words: &[&str], at: &Path| run(Command::new("mount").args(words).arg(at)).ok();
+        mount(&["-t", "tmpfs", "-o", "mode=755", "tmpfs"], host.path());
+        mount(&["--make-shared"], host.path());
+        let [outer, inner] = ["outer", "inner"].map(|name| host.path().join(name));
+        for dir in [&outer, &inner] {
+            fs::create_dir(dir).expect("writable");
+        }
+        let bundle = bundle(|spec| {
+            map_users(spec, &[(0, 100_000, 65_536)]);
+            add_capabilities(spec, &["CAP_SYS_ADMIN"]);
+            script(spec, "exec sleep 1000");
+            add_mount(
+                spec,
+                json!({"destination": "/m", "type": "bind", "source": host.path(), "options": ["rbind", "rslave"]}),
+            );
+        });
+        let (path, id) = (bundle.path().display().to_string(), runtime.id("slave"));
+        let mut start = runtime.command(&["run", "--detach", "--bundle", &path, &id]);
+        let is_started =
+            start.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("it runs").success();
+        assert!(is_started, "{}", runtime.name);
+        mount(&["-t", "tmpfs", "-o", "mode=755", "tmpfs"], &outer);
+        fs::write(outer.join("file"), "of the host\n").expect("writable");
+        let enter = |look: &str| runtime.run(&["exec", &id, "sh", "-c", look]);
+        let arrived = enter("cat /m/outer/file");
+        let made = enter("mount -t tmpfs tmpfs /m/inner && touch /m/inner/file && ls /m/inner");
+        let is_seen = fs::exists(inner.join("file")).expect("it can be looked at");
+        run(Command::new("umount").arg(&outer)).ok();
+        let gone = enter("ls /m/outer; ls /m/inner");
+        runtime.run(&["delete", "--force", &id]).ok();
+        assert_eq!(arrived.ok().text(), "of the host", "{}", runtime.name);
+        assert_eq!(made.ok().text(), "file", "{}", runtime.name);
+        assert!(!is_seen, "{}: a mount of the container is on the host", runtime.name);
+        assert_eq!(gone.ok().text(), "file", "{}: that of the host went with it", runtime.name);
+    }
 }
 
 /// A user namespace takes nothing away that is locked for it, and says so: what is not named stays. Debian's runc 1.1 keeps

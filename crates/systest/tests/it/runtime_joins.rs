@@ -7,9 +7,11 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
-use testkit::{Bundle, run};
+use testkit::{Bundle, MountsBelow, run};
 
+use crate::escapes::add_capabilities;
 use crate::runtime_bundle::{Runtime, add_mount, bundle, give, give_to, same, script};
+use crate::runtime_spec::open_dir;
 
 /// A process in new namespaces, which is killed when this is dropped.
 pub(crate) struct Apart(Child);
@@ -23,6 +25,14 @@ impl Apart {
         BufReader::new(child.stdout.take().expect("piped")).read_line(&mut said).expect("text");
         assert_eq!(said, "here\n", "unshare {flags:?}");
         Apart(child)
+    }
+
+    /// Gives its user namespace these users of the host, from its root on.
+    fn map_users(&self, first: u32, count: u32) {
+        for map in ["uid_map", "gid_map"] {
+            let path = format!("/proc/{}/{map}", self.0.id());
+            fs::write(path, format!("0 {first} {count}")).expect("it has no maps yet");
+        }
     }
 
     /// The namespace of a file in `/proc/PID/ns`, for a spec.
@@ -74,6 +84,40 @@ fn a_mount_namespace_is_joined() {
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("proc is mounted");
         assert!(!mounts.contains(&path), "{}: nothing is mounted on the host", runtime.name);
     }
+}
+
+/// There too a program that may mount takes nothing away of what its bind mounts have on the host. They are the host's, and
+/// not in a copy that was made for that namespace.
+#[test]
+fn what_a_source_has_is_locked_in_a_mount_namespace_that_is_joined() {
+    const ROOT: u32 = 100_000;
+    let host = open_dir();
+    let _mounts = MountsBelow(host.path().to_owned());
+    let apart = Apart::start(&["--user", "--mount"]);
+    apart.map_users(ROOT, 65_536);
+    let mount = |words: &[&str]| run(Command::new("mount").args(words).arg(host.path())).ok();
+    mount(&["-t", "tmpfs", "-o", "mode=755", "tmpfs"]);
+    fs::write(host.path().join("file"), "of the host\n").expect("writable");
+    mount(&["-o", "remount,bind,ro"]);
+    let bundle = bundle(|spec| {
+        join(spec, apart.namespace("user", "user"));
+        join(spec, apart.namespace("mount", "mnt"));
+        add_capabilities(spec, &["CAP_SYS_ADMIN"]);
+        script(
+            spec,
+            "readlink /proc/self/ns/mnt; cat /m/file; busybox mount -o remount,bind,nosuid /m && \
+             ! busybox mount -o remount,bind,rw /m && ! touch /m/new && echo locked",
+        );
+        add_mount(
+            spec,
+            json!({"destination": "/m", "type": "bind", "source": host.path(), "options": ["rbind"]}),
+        );
+    });
+    give(&bundle, ROOT);
+    let runtime = Runtime::ours();
+    let path = bundle.path().display().to_string();
+    let done = runtime.run(&["run", "--bundle", &path, &runtime.id("locked")]).ok();
+    assert_eq!(done.text(), format!("{}\nof the host\nlocked", apart.link("mnt")), "{done}");
 }
 
 /// The first process joins the network namespace while the runtime moves the devices: they arrive there, whichever is
