@@ -37,8 +37,10 @@ fn lists_and_collections_of_many_images_are_quick() {
     let filters = Filters::parse(&["labels.tier==gold,name~=image-0"]).unwrap();
     let filter = timed("filter", &|| images.list(&filters).unwrap().len());
     let collect = timed("collect", &|| fixture.store.collect().unwrap().images);
+    // Without optimizations, beside other tests: what is quadratic takes hours.
+    let limit = Duration::from_secs(if cfg!(debug_assertions) { 30 } else { 5 });
     for elapsed in [list, filter, collect] {
-        assert!(elapsed < Duration::from_secs(5), "{elapsed:?}");
+        assert!(elapsed < limit, "{elapsed:?}");
     }
 }
 
