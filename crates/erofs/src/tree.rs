@@ -589,7 +589,9 @@ impl Time {
 
     /// The time of seconds and nanoseconds. One before 1677 or after 2262 becomes the nearest that fits.
     pub(crate) fn of((seconds, nanoseconds): (i64, u32)) -> Time {
-        Time(seconds.saturating_mul(Time::SECOND).saturating_add(i64::from(nanoseconds)))
+        let exact = i128::from(seconds) * i128::from(Time::SECOND) + i128::from(nanoseconds);
+        let nearest = exact.clamp(i64::MIN.into(), i64::MAX.into());
+        Time(i64::try_from(nearest).expect("it was clamped"))
     }
 
     /// Seconds, and nanoseconds after these.
@@ -699,6 +701,10 @@ mod tests {
         }
         for time in [(9_223_372_036, 854_775_808), (i64::MAX, u32::MAX)] {
             assert_eq!(Time::of(time).parts(), last, "the nearest");
+        }
+        let first = (-9_223_372_037, 145_224_192);
+        for time in [first, (i64::MIN, 0), (-9_223_372_037, 0)] {
+            assert_eq!(Time::of(time).parts(), first, "the nearest, which is read as it was written");
         }
         for len in [0, 1, 0x01_02_03_04_05, FILE_LEN_MAX] {
             assert_eq!(FileLen::of(len).map(FileLen::get), Some(len));
