@@ -157,9 +157,6 @@ async fn snapshots_stand_on_each_other(side: &Side<'_>) {
     let top = fs::metadata(&made[0].source).map_or(0, |top| i64::try_from(top.blocks() * 512).unwrap_or(0));
     side.is("a new snapshot is the top of its tree", (found.size, found.inodes), (top, 1));
 
-    let answer = snapshots.commit(in_lease("none", commit("base", "one")));
-    side.refused("commit in a lease that is not there", answer, Code::NotFound, "lease does not exist").await;
-    side.ok("stat what was not committed", snapshots.stat(ask(stat("one")))).await;
     let answer = snapshots.prepare(ask(prepare("two", "one", &[])));
     side.refused("a parent that is not committed", answer, Code::InvalidArgument, "").await;
     let answer = snapshots.prepare(ask(prepare("two", "none", &[])));
@@ -215,12 +212,15 @@ async fn snapshots_stand_on_each_other(side: &Side<'_>) {
         let answer = snapshots.prepare(ask(answer)).await;
         side.is(case, answer.is_err(), true);
     }
-    // Last: it takes a number here, which messages about later snapshots would show.
+    // Last: these take a number here, which messages about later snapshots would show.
     let answer = snapshots.prepare(in_lease("none", prepare("leaseless", "", &[])));
     side.refused("prepare in a lease that is not there", answer, Code::NotFound, "lease does not exist")
         .await;
     let answer = snapshots.stat(ask(stat("leaseless")));
     side.refused("stat what was not prepared", answer, Code::NotFound, "leaseless").await;
+    let answer = snapshots.commit(in_lease("none", commit("elsewhere", "two")));
+    side.refused("commit in a lease that is not there", answer, Code::NotFound, "lease does not exist").await;
+    side.ok("stat what was not committed", snapshots.stat(ask(stat("two")))).await;
 }
 
 async fn labels_change_and_filters_choose(side: &Side<'_>) {
