@@ -543,22 +543,20 @@ impl Snapshotter for Overlay {
 
 impl KeptLayers for Overlay {
     fn claim(&self, key: &str) -> Result<()> {
-        let id = self.records.get(key)?.id;
+        self.records.get(key)?;
         // Before the look at it, so that nothing is applied after that.
         self.claimed.lock().insert(key.to_owned());
-        if layer::is_archive(&self.records.directory(id)) || !is_empty(&self.tree(id))? {
-            return Err(Error::failed_precondition(format!("somebody else has written to snapshot {key}")));
-        }
-        Ok(())
+        self.files_for(key).map(drop)
     }
 
     fn files_for(&self, key: &str) -> Result<Option<LayerFiles>> {
         let record = self.records.get(key)?;
         let directory = self.records.directory(record.id);
-        let takes = record.kind == Kind::Active
-            && self.options.form == LayerForm::Archives
-            && !layer::is_archive(&directory)
-            && is_empty(&self.tree(record.id))?;
+        let is_new = !layer::is_archive(&directory) && is_empty(&self.tree(record.id))?;
+        if !is_new && self.claimed.lock().contains(key) {
+            return Err(Error::failed_precondition(format!("somebody else has written to snapshot {key}")));
+        }
+        let takes = record.kind == Kind::Active && self.options.form == LayerForm::Archives && is_new;
         let files = || self.mounted.new_files(&directory).wanting_record(self.records_spans);
         Ok(takes.then(|| if record.parent.is_some() { files().merged_with_others() } else { files() }))
     }

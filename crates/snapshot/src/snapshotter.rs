@@ -181,7 +181,7 @@ pub trait KeptLayers: Send + Sync {
     fn claim(&self, key: &str) -> Result<()>;
 
     /// The files to store a layer in, for an active snapshot that takes it as an archive. `None` if it takes only a
-    /// tree.
+    /// tree. `FailedPrecondition` if it is claimed, and one who asked before that has written to it since.
     fn files_for(&self, key: &str) -> Result<Option<LayerFiles>>;
 
     /// [`KeptLayers::files_for`] for a caller that has only the mounts of an active snapshot, as the snapshotter

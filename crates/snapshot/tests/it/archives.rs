@@ -770,6 +770,17 @@ fn a_claimed_snapshot_takes_no_layer_of_others() {
         prepare_with(&*snapshotter, "late", None, |tree| fs::write(tree.join("file"), "foreign").unwrap());
         assert_eq!(layers().claim("late").unwrap_err().kind(), ErrorKind::FailedPrecondition);
         assert_eq!(layers().claim("nosuch").unwrap_err().kind(), ErrorKind::NotFound);
+        // Who asked before the claim writes after it.
+        let mounts = snapshotter.prepare("asked", None, Labels::new()).unwrap();
+        let asked = layers().target(&mounts).unwrap().expect("nobody has claimed it");
+        layers().claim("asked").unwrap();
+        let write = |tree: &Path| fs::write(tree.join("file"), "foreign").unwrap();
+        match asked {
+            Target::Layer(files) => store(&files, write),
+            Target::Tree(mounts) => with_mounted(&mounts, write),
+        }
+        let found = layers().files_for("asked").map(drop).unwrap_err();
+        assert_eq!(found.kind(), ErrorKind::FailedPrecondition);
     }
 }
 
