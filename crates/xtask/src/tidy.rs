@@ -1,5 +1,6 @@
-//! Checks of the source text: headers, unsafe code, unfinished work, large files.
+//! Checks of the source text: headers, unsafe code, unfinished work, large files; and of the changelog.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -131,6 +132,20 @@ fn no_file_is_too_large() {
         }
     });
     assert!(found.is_empty(), "{found:?}");
+}
+
+/// Where two changes meet, an entry may come in twice.
+#[test]
+fn the_changelog_has_each_entry_once() {
+    let path = crate::workspace_root().join("CHANGELOG.md");
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let (mut seen, mut twice) = (BTreeSet::new(), Vec::new());
+    for entry in text.lines().filter(|line| line.starts_with("- ")) {
+        if !seen.insert(entry) {
+            twice.push(entry);
+        }
+    }
+    assert!(twice.is_empty(), "{}", twice.join("\n"));
 }
 
 fn is_product(path: &str) -> bool {
