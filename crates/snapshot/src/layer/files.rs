@@ -74,7 +74,8 @@ impl LayerFiles {
     }
 
     /// Stores a layer: `store` fills the archive, and returns the tree of its metadata. `Unavailable` while another
-    /// thread or process stores it, `FailedPrecondition` once one has. The files of a failed attempt are deleted with the snapshot at the latest.
+    /// thread or process stores it, `FailedPrecondition` once one has. The files of a failed attempt are deleted with the
+    /// snapshot at the latest.
     ///
     /// Nothing is synced: the caller syncs all layers of an image at once before it commits them, and snapshots that
     /// were not committed are not used after a crash.
@@ -258,13 +259,18 @@ impl LayerFiles {
     fn own_data(&self) -> Result<File> {
         let what = || format!("create {}", self.data.display());
         let data = new_file().truncate(false).open(&self.data).context(what)?;
-        match flock(&data, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => {
-                let message =
-                    format!("{} is being written: try again when that is done", self.data.display());
-                return Err(Error::unavailable(message));
+        let is_own = match flock(&data, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => false,
+            locked => {
+                locked.map_err(io::Error::from).context(what)?;
+                // One who had the lock until now may have renamed the file since it was opened here.
+                let own = data.metadata().context(what)?;
+                fs::metadata(&self.data).is_ok_and(|named| named.ino() == own.ino())
             }
-            locked => locked.map_err(io::Error::from).context(what)?,
+        };
+        if !is_own {
+            let message = format!("{} is being written: try again when that is done", self.data.display());
+            return Err(Error::unavailable(message));
         }
         Ok(data)
     }
